@@ -1,0 +1,1 @@
+"""Measurements of guardcore: cases, rivals and the runner that compares them."""
