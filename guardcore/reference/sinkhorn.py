@@ -1,0 +1,201 @@
+"""Entropic optimal transport between the patches of an image and the prototypes of a category: the definition.
+
+Minimise <T, C> + epsilon KL(T || a b^T) over plans T with row sums a (patches) and column sums b (prototypes), where
+C[n, m] = 1 - <x_n, p_m> / (|x_n| |p_m|). The optimum is T_nm = a_n b_m exp((f_n + g_m - C_nm) / epsilon); Sinkhorn's
+iteration alternates between the potentials f and g (Cuturi 2013, arXiv 1306.0895; in the log domain, Peyre & Cuturi
+2019, arXiv 1803.00567, equations 4.40 and 4.41; relaxed marginals, Chizat et al. 2018, arXiv 1607.05816, section 3).
+
+Bad values spread on purpose: a NaN or inf in an item, or weights that sum to zero, make every float output of that item
+NaN, and no other item's.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Plan(NamedTuple):
+    """The solved transport problems of B items and C categories; float32, or float64 if the inputs are.
+
+    The first six fields are those of `guardcore.ops.SinkhornOutput`; the potentials f[B, C, N] and g[B, C, M] give the
+    plan itself, T_nm = a_n b_m exp((f_n + g_m - C_nm) / epsilon). Packed calls have [C, T] in place of [B, C, N].
+    """
+
+    distance: Tensor
+    patch_cost: Tensor
+    patch_score: Tensor
+    objective: Tensor
+    iterations: Tensor
+    marginal_error: Tensor
+    f: Tensor
+    g: Tensor
+
+
+class Potentials(NamedTuple):
+    """Where Sinkhorn's iteration stopped, for problems of any leading shape.
+
+    f[..., N], g[..., M]: the plan's potentials. f_next[..., N]: the row update that would follow, so that the plan's
+    row sums are a exp((f - f_next) / epsilon). iterations[...] int32. marginal_error[...]: L1 error of those row sums.
+    """
+
+    f: Tensor
+    g: Tensor
+    f_next: Tensor
+    iterations: Tensor
+    marginal_error: Tensor
+
+
+def sinkhorn(
+    patches: Tensor,
+    prototypes: Tensor,
+    patch_weights: Tensor | None = None,
+    prototype_weights: Tensor | None = None,
+    epsilon: float = 0.05,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    relaxation: float | None = None,
+) -> Plan:
+    """Solve B * C transport problems: patches[B, N, D] of every item against prototypes[C, M, D] of every category.
+
+    Weights [B, N] and [C, M] are divided by their sums (None: uniform). `relaxation` None keeps the prototype marginal
+    exact; a number is the weight rho of KL(T^T 1 || b) in its place. See `guardcore.ops.sinkhorn` for the outputs.
+    """
+    patches, prototypes = as_float(patches), as_float(prototypes)
+    a = simplex(patch_weights, patches)[:, None, :]  # [B, 1, N]
+    b = simplex(prototype_weights, prototypes)  # [C, M]
+    cost = 1 - torch.einsum("bnd,cmd->bcnm", unit_rows(patches), unit_rows(prototypes))
+    dual = solve(cost, a, b, epsilon, max_iterations, tolerance, relaxation)
+    row_sum = a * ((dual.f - dual.f_next) / epsilon).exp()  # [B, C, N]
+    patch_score = (conditional_plan(cost, b, dual, epsilon) * cost).sum(-1)
+    patch_cost = row_sum * patch_score
+    return Plan(
+        distance=patch_cost.sum(-1).masked_fill(dual.marginal_error.isnan(), torch.nan),  # an empty sum is no distance
+        patch_cost=patch_cost,
+        patch_score=patch_score,
+        objective=_dual_value(dual, a, b, row_sum.sum(-1), epsilon, relaxation),
+        iterations=dual.iterations,
+        marginal_error=dual.marginal_error,
+        f=dual.f,
+        g=dual.g,
+    )
+
+
+def sinkhorn_packed(
+    patches: Tensor,
+    cu_seqlens: Tensor,
+    prototypes: Tensor,
+    patch_weights: Tensor | None = None,
+    prototype_weights: Tensor | None = None,
+    epsilon: float = 0.05,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    relaxation: float | None = None,
+) -> Plan:
+    """Solve `sinkhorn` for items of different lengths: item i owns rows cu_seqlens[i] : cu_seqlens[i + 1] of [T, D]."""
+    options = (prototype_weights, epsilon, max_iterations, tolerance, relaxation)
+    nothing = sinkhorn(patches[None, :0].expand(0, -1, -1), prototypes, None, *options)  # gives zero items their shapes
+    items = [nothing]
+    for own in spans(cu_seqlens):
+        weights = None if patch_weights is None else patch_weights[None, own]
+        items.append(sinkhorn(patches[None, own], prototypes, weights, *options))
+    packed = {"patch_cost", "patch_score", "f"}
+    fields = zip(Plan._fields, zip(*items, strict=True), strict=True)
+    return Plan(*(pack(parts) if name in packed else torch.cat(parts) for name, parts in fields))
+
+
+def solve(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    max_iterations: int,
+    tolerance: float,
+    relaxation: float | None,
+) -> Potentials:
+    """Iterate on problems of any leading shape: cost[..., N, M], row marginal a[..., N], column marginal b[..., M].
+
+    One iteration is a row update, then a column update; each problem freezes after the iteration whose row error is at
+    most `tolerance` (0: after exactly max_iterations). A problem with a bad value is NaN and counts zero iterations.
+    """
+    log_a, log_b = a.log().unsqueeze(-1), b.log().unsqueeze(-2)
+    damping = 1.0 if relaxation is None else relaxation / (relaxation + epsilon)
+
+    def row_update(g: Tensor) -> Tensor:
+        return -epsilon * torch.logsumexp(log_b + (g.unsqueeze(-2) - cost) / epsilon, dim=-1)
+
+    def column_update(f: Tensor) -> Tensor:
+        return -epsilon * damping * torch.logsumexp(log_a + (f.unsqueeze(-1) - cost) / epsilon, dim=-2)
+
+    start = torch.where(a.sum(-1) > 0, 0.0, torch.nan).to(cost.dtype)  # no mass, no plan: NaN from the start
+    g = start.unsqueeze(-1).expand(cost.shape[:-2] + cost.shape[-1:])
+    f = f_next = row_update(g)
+    iterations = torch.zeros(cost.shape[:-2], dtype=torch.int32, device=cost.device)
+    error = torch.full_like(f.sum(-1), torch.nan)
+    active = torch.ones_like(iterations, dtype=torch.bool)
+    for _ in range(max_iterations):
+        f = torch.where(active.unsqueeze(-1), f_next, f)
+        g = torch.where(active.unsqueeze(-1), column_update(f), g)
+        f_next = row_update(g)
+        error = start + (a * torch.expm1((f - f_next) / epsilon).abs()).sum(-1)
+        iterations = iterations + (active & ~error.isnan())
+        active = active & (error > tolerance if tolerance > 0 else ~error.isnan())
+        if not bool(active.any()):
+            break
+    return Potentials(f, g, f_next, iterations, error)
+
+
+def conditional_plan(cost: Tensor, b: Tensor, dual: Potentials, epsilon: float) -> Tensor:
+    """p(m | n) = softmax_m(log b_m + (g_m - C_nm) / epsilon)[..., N, M]: T_nm / its row sum, also where a_n = 0."""
+    return torch.softmax(b.log().unsqueeze(-2) + (dual.g.unsqueeze(-2) - cost) / epsilon, dim=-1)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Divide rows[..., D] by their Euclidean length; a zero row stays zero, its gradient too; NaN and inf give NaN."""
+    largest = rows.detach().abs().amax(-1, keepdim=True)  # scaling first keeps huge and tiny squares in range
+    zero = largest == 0
+    scaled = rows / largest.masked_fill(zero, 1.0)
+    length = scaled.square().sum(-1, keepdim=True).masked_fill(zero, 1.0).sqrt()
+    return torch.where(zero, torch.zeros_like(rows), scaled / length)
+
+
+def simplex(weights: Tensor | None, points: Tensor) -> Tensor:
+    """Weights[..., N] over their sum, uniform for None, for points[..., N, D]; negative or no mass gives NaN."""
+    if weights is None:
+        return points.new_full(points.shape[:-1], 1 / max(points.shape[-2], 1))
+    weights = weights.to(points.dtype)
+    weights = weights.masked_fill(weights < 0, torch.nan)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def spans(cu_seqlens: Tensor) -> list[slice]:
+    """The slice of packed patches that each item owns."""
+    offsets = cu_seqlens.tolist()
+    return [slice(first, last) for first, last in pairwise(offsets)]
+
+
+def pack(items: tuple[Tensor, ...]) -> Tensor:
+    """Concatenate per-patch results [B_i, C, N_i] of single items (or of none) to [C, T]."""
+    return torch.cat([item.transpose(0, 1).flatten(1) for item in items], dim=-1)
+
+
+def as_float(tensor: Tensor) -> Tensor:
+    """Half precisions are computed in float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _dual_value(
+    dual: Potentials, a: Tensor, b: Tensor, plan_mass: Tensor, epsilon: float, relaxation: float | None
+) -> Tensor:
+    """<a, f> + <b, g>, or with a relaxed marginal <a, f> + rho <b, 1 - exp(-g / rho)> - epsilon (sum T - 1).
+
+    The dual at (f, g), a lower bound of the optimum; its derivative by C is T (envelope theorem) at every iterate.
+    """
+    rows = (a * dual.f).sum(-1)
+    if relaxation is None:  # sum T = 1 after a column update
+        return rows + (b * dual.g).sum(-1)
+    columns = 0.0 if relaxation == 0 else -relaxation * (b * torch.expm1(-dual.g / relaxation)).sum(-1)
+    return rows + columns - epsilon * (plan_mass - 1)
