@@ -1,0 +1,65 @@
+"""Collect the warnings that Pillow raises in one thread, without touching anybody else's.
+
+`warnings.catch_warnings` swaps process-wide state, so two threads that decode at once can leave it swapped for good.
+Here a counter installs one hook while any thread collects, and the hook sorts warnings by thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_lock = threading.Lock()
+_here = threading.local()
+_collectors = 0
+_restore: Callable[[], None] = lambda: None  # noqa: E731 - set by _install, a placeholder until then
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Gather this thread's warnings as text, one line each; other threads' warnings go their usual way."""
+    caught: list[str] = []
+    _enter()
+    _here.caught = caught
+    try:
+        yield caught
+    finally:
+        _here.caught = None
+        _leave()
+
+
+def _enter() -> None:
+    global _collectors, _restore
+    with _lock:
+        _collectors += 1
+        if _collectors == 1:
+            _restore = _install()
+
+
+def _leave() -> None:
+    global _collectors
+    with _lock:
+        _collectors -= 1
+        if _collectors == 0:
+            _restore()
+
+
+def _install() -> Callable[[], None]:
+    """Route warnings through the hook and return the function that puts everything back."""
+    catcher = warnings.catch_warnings()
+    catcher.__enter__()
+    usual = warnings.showwarning
+
+    def hook(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        caught = getattr(_here, "caught", None)
+        if caught is None:
+            usual(message, category, *where, **more)
+        else:
+            caught.append(" ".join(str(message).split()))
+
+    warnings.showwarning = hook
+    warnings.filterwarnings("always", module=r"PIL\.")  # the default filter tells each place once a process
+    return lambda: catcher.__exit__(None, None, None)
