@@ -1,0 +1,201 @@
+"""Sinkhorn's iteration over a matrix of scaled cosines that is too large for registers: row tiles stream from a workspace.
+
+Everything is in base-2 logarithms and scaled by 1 / (epsilon ln 2): q = cos / (epsilon ln 2), G = g / (epsilon ln 2),
+l_n = log2 sum_m b_m 2^(G_m + q_nm), so that f_n = 1 - epsilon ln 2 l_n. One sweep reads q once: it makes the rows exact
+under G, and returns the column sums that the next G needs and the row error of the plan before it.
+
+A row is shifted by its own maximum, so it can't underflow. A column can, where a prototype is far from every patch;
+then its logarithmic sum is taken with the column's own maximum, in a second pass of that sweep only.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from guardcore.triton_kernels.cosine import cosine_tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+FLOOR = tl.constexpr(1e-31)  # (least row sum) x (least column sum): terms lost below 2^-126 stay under 1e-7 of the sums
+
+
+class Stream(NamedTuple):
+    """How a workspace of `width` columns is filled by [fill_rows, fill_width] products and swept by `rows`."""
+
+    width: int
+    rows: int
+    fill_rows: int
+    fill_width: int
+    depth: int
+    warps: int
+
+
+# A swept tile is 8192 elements: 32 registers a thread at 8 warps, so that a tile, its exponentials and the column sums
+# fit 255 registers. Fills are as large as shared memory allows on sm_120 (99 KB) and gfx942 (64 KB) with fp32 inputs.
+STREAMS = (
+    Stream(width=16, rows=256, fill_rows=128, fill_width=16, depth=32, warps=8),
+    Stream(width=32, rows=256, fill_rows=128, fill_width=32, depth=32, warps=8),
+    Stream(width=64, rows=128, fill_rows=128, fill_width=64, depth=32, warps=8),
+    Stream(width=128, rows=64, fill_rows=128, fill_width=64, depth=32, warps=8),
+    Stream(width=256, rows=32, fill_rows=128, fill_width=64, depth=32, warps=8),
+    Stream(width=512, rows=16, fill_rows=128, fill_width=64, depth=32, warps=8),
+    Stream(width=1024, rows=8, fill_rows=128, fill_width=64, depth=32, warps=8),
+)
+
+
+@triton.jit
+def item_span(p_offsets, i_b, N, PACKED: tl.constexpr):
+    """First row (int64) and number of rows of item i_b."""
+    if PACKED:
+        start = tl.load(p_offsets + i_b).to(tl.int64)
+        n = (tl.load(p_offsets + i_b + 1) - start).to(tl.int32)
+    else:
+        start = i_b.to(tl.int64) * N
+        n = N
+    return start, n
+
+
+@triton.jit
+def total_weight(p_w, n, BLOCK: tl.constexpr):
+    """Sum of n weights (n itself for None); NaN if one is negative or not finite, or if there is no mass."""
+    total = tl.cast(n, tl.float32)
+    if p_w is not None:
+        o_w = tl.arange(0, BLOCK)
+        b_sum = tl.zeros([BLOCK], tl.float32)
+        for i in range(0, n, BLOCK):
+            b_w = tl.load(p_w + i + o_w, mask=i + o_w < n, other=0.0)  # [BLOCK]
+            b_sum += tl.where(b_w >= 0.0, b_w, float("nan"))
+        total = tl.sum(b_sum, 0)
+    return tl.where((total > 0.0) & (total < float("inf")), total, float("nan"))
+
+
+@triton.jit
+def load_weights(p_w, o_w, m_w, total):
+    """Weights over their total, 0 where the mask is off."""
+    if p_w is not None:
+        b_w = tl.load(p_w + o_w, mask=m_w, other=0.0)
+    else:
+        b_w = m_w.to(tl.float32)
+    return b_w / total
+
+
+@triton.jit
+def fill(
+    p_x, p_x_scale, start, n, X, p_y, p_y_scale, first, M, Y, D, p_q, scale,
+    BN: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write q[n, BM] = scale x cosines, -inf in columns beyond M. Return 0, or NaN if a cosine is NaN."""
+    poison = 0.0
+    for i_n in range(0, n, BN):
+        for i_m in range(0, BM, BC):
+            o_n = i_n + tl.arange(0, BN)
+            o_m = i_m + tl.arange(0, BC)
+            m_n = o_n < n
+            m_m = o_m < M
+            b_q = cosine_tile(
+                p_x, p_x_scale, start + o_n, m_n, X, p_y, p_y_scale, first + o_m, m_m, Y, D, BN, BC, BD, DOT, PRECISION
+            )  # [BN, BC]
+            poison += tl.sum(tl.sum(b_q * 0.0, 1), 0)
+            b_q = tl.where(m_m[None, :], b_q * scale, float("-inf"))
+            tl.store(p_q + o_n.to(tl.int64)[:, None] * BM + o_m[None, :], b_q, mask=m_n[:, None])
+    return poison
+
+
+@triton.jit
+def load_rows(p_q, o_n, m_n, BM: tl.constexpr):
+    """Rows o_n of the workspace q[n, BM]; zeros where the mask is off."""
+    o_m = tl.arange(0, BM)
+    return tl.load(p_q + o_n.to(tl.int64)[:, None] * BM + o_m[None, :], mask=m_n[:, None], other=0.0)
+
+
+@triton.jit
+def row_update(b_q, b_g, b_b):
+    """2^(q + G - top)[BN, BM], its row sums by the weights b, and l = top + log2 of them; top is the row's maximum."""
+    b_z = b_q + b_g[None, :]  # [BN, BM]
+    m_b = (b_b > 0.0)[None, :]
+    b_top = tl.max(tl.where(m_b, b_z, float("-inf")), 1)  # [BN]
+    b_e = tl.exp2(b_z - b_top[:, None])
+    b_sum = tl.sum(tl.where(m_b, b_e * b_b[None, :], 0.0), 1)  # [BN]
+    return b_e, b_sum, b_top + tl.log2(b_sum)
+
+
+@triton.jit
+def add_column_terms(b_q, b_l, b_a, b_top, b_sum):
+    """Add the terms a_n 2^(q_nm - l_n) of more rows to column sums kept as b_sum x 2^b_top, both [BM]."""
+    b_y = b_q + tl.where(b_a > 0.0, tl.log2(b_a) - b_l, float("-inf"))[:, None]  # [BN, BM]
+    b_new = tl.maximum(b_top, tl.max(b_y, 0))
+    b_shift = tl.where(b_new == float("-inf"), 0.0, b_new)
+    b_sum = b_sum * tl.exp2(b_top - b_shift) + tl.sum(tl.exp2(b_y - b_shift[None, :]), 0)
+    return b_new, b_sum
+
+
+@triton.jit
+def far_column_sums(p_q, p_l, p_a, a_total, n, BT: tl.constexpr, BM: tl.constexpr):
+    """log2 sum_n a_n 2^(q_nm - l_n), [BM], safe for columns of any distance."""
+    b_top = tl.full([BM], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BM], tl.float32)
+    for i_n in range(0, n, BT):
+        o_n = i_n + tl.arange(0, BT)
+        m_n = o_n < n
+        b_q = load_rows(p_q, o_n, m_n, BM)  # [BT, BM]
+        b_l = tl.load(p_l + o_n, mask=m_n, other=0.0)  # [BT]
+        b_a = load_weights(p_a, o_n, m_n, a_total)  # [BT]
+        b_top, b_sum = add_column_terms(b_q, b_l, b_a, b_top, b_sum)
+    return b_top + tl.log2(b_sum)
+
+
+@triton.jit
+def sweep(p_q, p_l_old, p_l, p_a, a_total, n, b_g, b_b, m_m, BT: tl.constexpr, BM: tl.constexpr):
+    """Write l[n] under G. Return log2 of the column sums under it [BM] and the row error of the plan (l_old, G)."""
+    b_column = tl.zeros([BM], tl.float32)
+    error = 0.0
+    least = float("inf")
+    for i_n in range(0, n, BT):
+        o_n = i_n + tl.arange(0, BT)
+        m_n = o_n < n
+        b_q = load_rows(p_q, o_n, m_n, BM)  # [BT, BM]
+        b_a = load_weights(p_a, o_n, m_n, a_total)  # [BT]
+        b_old = tl.load(p_l_old + o_n, mask=m_n, other=0.0)  # [BT]
+        b_e, b_sum, b_l = row_update(b_q, b_g, b_b)
+        tl.store(p_l + o_n, b_l, mask=m_n)
+        error += tl.sum(tl.where(m_n, b_a * tl.abs(tl.exp2(b_l - b_old) - 1.0), 0.0), 0)
+        least = tl.minimum(least, tl.min(b_sum, 0))
+        b_column += tl.sum(b_e * (b_a / b_sum)[:, None], 0)
+    b_known = tl.where(m_m, b_column, 1.0)
+    near = (least * tl.min(b_known, 0) > FLOOR) & (tl.max(b_known, 0) < float("inf"))
+    b_log = tl.log2(b_column) - b_g
+    tl.debug_barrier()  # l, written by other threads, is read from here on
+    if not near:
+        b_log = far_column_sums(p_q, p_l, p_a, a_total, n, BT, BM)
+    return b_log, error
+
+
+@triton.jit
+def solve(
+    p_q, p_l, p_a, a_total, n, b_b, m_m, poison, max_iterations, tolerance, damping, BT: tl.constexpr, BM: tl.constexpr
+):  # fmt: skip
+    """Iterate on q[n, BM] until the row error is at most `tolerance`, or max_iterations times if that is 0.
+
+    Return G[BM], the iterations and the row error. After i of them, row (i + 1) % 2 of p_l[2, n] holds the plan's l and
+    row i % 2 the one that the next row update would give: the plan's row sums are a 2^(l_next - l).
+    """
+    b_g = tl.zeros([BM], tl.float32)
+    b_log, error = sweep(p_q, p_l + n, p_l, p_a, a_total, n, b_g, b_b, m_m, BT, BM)
+    iterations = 0
+    going = max_iterations > 0
+    while going:
+        b_g = tl.where(m_m, -damping * b_log + poison, 0.0)
+        p_old = p_l + (iterations % 2) * n
+        iterations += 1
+        b_log, error = sweep(p_q, p_old, p_l + (iterations % 2) * n, p_a, a_total, n, b_g, b_b, m_m, BT, BM)
+        # false for a NaN error: a problem with a bad value stops at once
+        going = (iterations < max_iterations) & ((error > tolerance) | ((tolerance == 0.0) & (error >= 0.0)))
+    return b_g, iterations, error
+
+
+def stream_for(width: int, what: str) -> Stream:
+    """The narrowest class that holds `width` prototypes."""
+    for stream in STREAMS:
+        if width <= stream.width:
+            return stream
+    raise ValueError(f"{what}: at most {STREAMS[-1].width} prototypes a problem on CUDA, got {width}")
