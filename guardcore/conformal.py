@@ -1,0 +1,300 @@
+"""Thresholds with a guarantee, from the user's own benign pictures: split conformal calibration.
+
+Let t_1 ... t_n in R^C be the statistics of n benign pictures (one figure a category, lower = closer to unsafe) and t
+that of a new picture. Per category, p_c = (1 + #{i: t_ic <= t_c}) / (n + 1). Over the categories, the picture is
+flagged when the family-wise p-value P <= target_fpr, where P is a rank as well, that of the picture's worst category:
+
+    r_ic = #{j in 1..n+1: t_jc <= t_ic}                 ranks among all n + 1 pictures, the new one included
+    S_i  = min_c (r_ic, t_ic - median_c)                in lexicographic order: ties of rank go to the lower gap
+    P    = #{i in 1..n+1: S_i <= S_{n+1}} / (n + 1)
+
+Guarantee: if the new picture is benign and exchangeable with the calibration pictures (independent draws from the same
+source are), then Pr(P <= alpha) <= alpha for every alpha, for every n, encoder and rule, and whatever the dependence
+between categories. Proof: r and median are computed from the n + 1 pictures symmetrically, so permuting the pictures
+permutes S_1 ... S_{n+1}; by exchangeability the rank of S_{n+1} among them is then uniform on 1..n+1 if there are no
+ties, and ties, counted with <=, only raise it. Hence Pr(P <= k / (n + 1)) <= k / (n + 1), with equality if there are
+no ties. The probability is over the calibration pictures as well: with one particular set, the rate varies around
+alpha by about sqrt(alpha / n).
+
+No category is charged for the others as in Bonferroni's correction, which could not flag anything with n < C / alpha.
+The same rank, taken for one category instead of the worst, is the adjusted p-value of Westfall and Young (single
+step, min P): a category is named when it is at most target_fpr, and the picture is flagged when any is.
+
+Patches have thresholds tau_c of their own, at the same level u in every category, chosen so that the share of benign
+pixels in flagged patches of any category stays within a target. With area_i(u) the share of picture i, u is the
+largest level with (sum_i area_i(u) + 1) / (n + 1) <= target, conformal risk control (arXiv 2208.02814, Theorem 1).
+There the guarantee is not exact, because the levels of the categories come from the same pictures; the difference
+vanishes with n times N patches.
+
+Source of the image-level method: split conformal prediction (Vovk et al., 2005); the pooled ranks are full conformal
+prediction with S as conformity score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guardcore.patch_levels import PATCH_LEVELS, flagged_level, level_at, quantiles_of, threshold_at
+from guardcore.prototypes import FingerprintError, PrototypeBank
+from guardcore.regions import Lattice
+from guardcore.verdict import ScreenError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from guardcore.policy import Policy
+
+Floats = NDArray[np.floating[Any]]
+
+FORMAT = 1
+
+
+class CalibrationError(ValueError):
+    """Benign pictures that can't calibrate the asked-for rate, or a calibration file that can't be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What benign pictures look like to one detector.
+
+    Attributes:
+        categories: C names, in the order of the columns.
+        statistics: float64 [n, C], a row a benign picture. Rows, not sorted columns: the family-wise rank needs them
+            together.
+        patch_quantiles: float64 [C, K], the benign patch scores at the levels PATCH_LEVELS [K]; empty without regions.
+        patch_level: u in [0, 1], the share of benign patches of one category that are flagged. 0 flags none.
+        target_fpr: family-wise false-positive rate in (0, 1).
+        parts: what the figures depend on, by name (encoder and texts, patches, scoring); a detector must have the same.
+        cost_spread: of the bank on calibration pictures, which sets the absolute epsilon; > 0.
+    """
+
+    categories: tuple[str, ...]
+    statistics: Floats
+    patch_quantiles: Floats
+    patch_level: float
+    target_fpr: float
+    parts: Mapping[str, str] = field(default_factory=dict)
+    cost_spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check shapes and ranges; raise CalibrationError."""
+        shape = (len(self.categories), len(PATCH_LEVELS))
+        if self.statistics.ndim != 2 or self.statistics.shape[1] != shape[0] or not np.isfinite(self.statistics).all():
+            raise CalibrationError(f"statistics: expected finite [n, {shape[0]}]; got shape {self.statistics.shape}")
+        if self.patch_quantiles.shape not in (shape, (0, 0)) or not np.isfinite(self.patch_quantiles).all():
+            raise CalibrationError(f"patch_quantiles: expected finite {shape}; got shape {self.patch_quantiles.shape}")
+        if not 0 <= self.patch_level <= 1:
+            raise CalibrationError(f"patch_level: expected a share in [0, 1]; got {self.patch_level!r}")
+        if not 0 < self.cost_spread < float("inf"):
+            raise CalibrationError(f"cost_spread: expected a finite number above 0; got {self.cost_spread!r}")
+        check_size(len(self.statistics), self.target_fpr)
+
+    @property
+    def count(self) -> int:
+        """Number n of benign pictures."""
+        return len(self.statistics)
+
+    @cached_property
+    def _ranks(self) -> NDArray[np.int64]:
+        """#{j in 1..n: t_jc <= t_ic}, int64 [n, C]."""
+        columns = [np.searchsorted(np.sort(t), t, side="right") for t in self.statistics.T]
+        return np.stack(columns, axis=1).astype(np.int64)
+
+    def p_values(self, statistic: Floats) -> Floats:
+        """Conformal p-value of each category, (1 + #{t_i <= t}) / (n + 1) in (0, 1]: statistic [C] -> float64 [C]."""
+        p: Floats = (1 + (self.statistics <= statistic).sum(axis=0)) / (self.count + 1)
+        return p
+
+    def family_p_values(self, statistic: Floats, family: NDArray[np.bool_] | None = None) -> Floats:
+        """Adjusted p-value of each category, float64 [C]; the lowest of them is the picture's P of the module
+        docstring.
+
+        statistic: finite [C]. family: bool [C], the categories that share the target rate (None = all); others get 1.
+        """
+        family = np.ones(len(self.categories), dtype=bool) if family is None else family
+        adjusted = np.ones(len(self.categories))
+        if not family.any():
+            return adjusted
+        benign, new = self.statistics[:, family], statistic[family]
+        own = 1 + (benign <= new).sum(axis=0)
+        others = self._ranks[:, family] + (new <= benign)
+        center = np.median(np.vstack([benign, new]), axis=0)
+        worst = np.sort(_key(others, benign - center).min(axis=1))
+        below = np.searchsorted(worst, _key(own, new - center), side="right")
+        adjusted[family] = (1 + below) / (self.count + 1)
+        return adjusted
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether patch scores were calibrated, so that regions can be told."""
+        return self.patch_quantiles.size > 0
+
+    @property
+    def patch_thresholds(self) -> Floats:
+        """Tau [C]: a patch is flagged when its score is at most this; -inf where nothing may be flagged."""
+        if not self.has_patches or self.patch_level < PATCH_LEVELS[0]:
+            return np.full(len(self.categories), -np.inf)
+        return threshold_at(self.patch_quantiles, self.patch_level)
+
+    def patch_p_values(self, scores: Floats) -> Floats:
+        """Share of benign patches that score as low, float64 [C, N] for scores [C, N]; at least PATCH_LEVELS[0]."""
+        return level_at(self.patch_quantiles, scores)
+
+    def check(self, parts: Mapping[str, str]) -> None:
+        """Compare with a detector's parts; raise FingerprintError naming every one that differs."""
+        names = [*parts, *(name for name in self.parts if name not in parts)]
+        wrong = [
+            f"{name}: calibrated for {self.parts.get(name, 'nothing')}, detector has {parts.get(name, 'nothing')}"
+            for name in names
+            if parts.get(name) != self.parts.get(name)
+        ]
+        if wrong:
+            raise FingerprintError("this calibration belongs to another detector. " + "; ".join(wrong))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of everything in the file."""
+        return hashlib.sha256(self._json().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON; figures keep nine digits, which is all that fp32 has."""
+        Path(path).write_text(self._json(), encoding="utf-8")
+
+    def _json(self) -> str:
+        data = {
+            "format": FORMAT,
+            "parts": dict(self.parts),
+            "target_fpr": self.target_fpr,
+            "cost_spread": self.cost_spread,
+            "categories": list(self.categories),
+            "patch_level": self.patch_level,
+            "patch_quantiles": _digits(self.patch_quantiles),
+            "statistics": _digits(self.statistics),
+        }
+        return json.dumps(data, separators=(",", ":"), sort_keys=True) + "\n"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read a file that `save` wrote; raise CalibrationError if it is anything else, OSError if it can't be read."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            if data["format"] != FORMAT:
+                raise CalibrationError(f"{path}: expected calibration format {FORMAT}; got {data['format']!r}")
+            categories = tuple(map(str, data["categories"]))
+            return cls(
+                categories,
+                # Through fp32, so that a figure equals the one that was measured and ties stay ties.
+                np.array(data["statistics"], dtype=np.float32).reshape(-1, len(categories)).astype(np.float64),
+                np.array(data["patch_quantiles"], dtype=np.float64),
+                float(data["patch_level"]),
+                float(data["target_fpr"]),
+                {str(name): str(value) for name, value in data["parts"].items()},
+                float(data["cost_spread"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, CalibrationError):
+                raise
+            raise CalibrationError(f"{path}: not a calibration file ({type(error).__name__}: {error})") from error
+
+
+def check_size(count: int, target_fpr: float) -> None:
+    """Raise CalibrationError unless n benign pictures can hold a target rate: n >= 1 / target_fpr - 1."""
+    if not 0 < target_fpr < 1:
+        raise CalibrationError(f"target_fpr: expected a rate between 0 and 1; got {target_fpr!r}")
+    # The tolerance forgives 1 / 0.05 - 1 = 19.000000000000004.
+    least = int(np.ceil(1 / target_fpr - 1 - 1e-9))
+    if count < least:
+        raise CalibrationError(
+            f"a false-positive rate of {target_fpr:g} takes at least {least} benign pictures "
+            f"(the lowest p-value of n pictures is 1 / (n + 1)); got {count} that could be judged"
+        )
+
+
+def _key(ranks: NDArray[np.int64], gaps: Floats) -> Floats:
+    """(rank, gap) in lexicographic order as one float64: the gap, squeezed into (0, 1), is the fraction."""
+    key: Floats = ranks + 1 / (1 + np.exp(-gaps))
+    return key
+
+
+def _digits(values: Floats) -> list[list[float]]:
+    return [[float(f"{value:.9g}") for value in row] for row in values]
+
+
+class Measures(Protocol):
+    """The part of `guardcore.Detector` that calibration uses."""
+
+    policy: Policy
+    bank: PrototypeBank
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """What the statistics depend on."""
+
+    def measure_batches(self, images: Iterable[Any]) -> Iterator[Any]:
+        """Yield a `guardcore.detector.Measurement` or a ScreenError per picture."""
+
+
+def calibrate(
+    detector: Measures,
+    images: Iterable[Image.Image | Exception],
+    target_fpr: float | None = None,
+    *,
+    mask_rate: float = 0.02,
+) -> Calibration:
+    """Measure benign pictures and return the calibration that holds a family-wise false-positive rate.
+
+    The pictures must be benign and drawn like those that will be screened; then the guarantee of this module holds.
+    Pictures that can't be judged don't count and are told of in a warning.
+
+    Args:
+        detector: its encoder, policy texts, patch mode and scoring are what is calibrated; a calibration that it has
+            is ignored.
+        images: benign pictures, read once and as a stream; at least 1 / target_fpr - 1 of them.
+        target_fpr: rate in (0, 1); None = the policy's.
+        mask_rate: largest share of benign pixels that flagged patches may cover, in (0, 1).
+
+    Raises:
+        CalibrationError: too few pictures for the rate, or a rate outside (0, 1).
+    """
+    target_fpr = detector.policy.target_fpr if target_fpr is None else target_fpr
+    for name, rate in (("target_fpr", target_fpr), ("mask_rate", mask_rate)):
+        if not 0 < rate < 1:
+            raise CalibrationError(f"{name}: expected a rate between 0 and 1; got {rate!r}")
+    measured = list(detector.measure_batches(images))
+    sound = [found for found in measured if not isinstance(found, ScreenError)]
+    if len(sound) < len(measured):
+        first = next(found for found in measured if isinstance(found, ScreenError))
+        warnings.warn(
+            f"{len(measured) - len(sound)} of {len(measured)} pictures could not be judged and don't count: {first}",
+            stacklevel=2,
+        )
+    check_size(len(sound), target_fpr)
+    quantiles, level = _calibrate_patches([found for found in sound if found.boxes is not None], mask_rate)
+    return Calibration(
+        categories=detector.bank.categories,
+        statistics=np.stack([found.statistic for found in sound]),
+        patch_quantiles=quantiles,
+        patch_level=level,
+        target_fpr=target_fpr,
+        parts=dict(detector.parts),
+        cost_spread=detector.bank.cost_spread,
+    )
+
+
+def _calibrate_patches(measured: Sequence[Any], mask_rate: float) -> tuple[Floats, float]:
+    """Patch quantiles and the flagged level; nothing for `views`, whose patches have no place."""
+    if not measured:
+        return np.empty((0, 0)), 0.0
+    quantiles = quantiles_of([found.patch_scores for found in measured])
+    levels = [level_at(quantiles, found.patch_scores) for found in measured]
+    return quantiles, flagged_level(levels, [Lattice.of(found.boxes, found.size) for found in measured], mask_rate)

@@ -1,0 +1,288 @@
+"""Pictures in, verdicts out: patches, scores, calibration and policy put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from guardcore.conformal import Calibration
+from guardcore.encoders.protocol import Encoder
+from guardcore.judging import judge, judge_error
+from guardcore.patches import PatchMode, PatchSet, extract_patches
+from guardcore.policy import Policy
+from guardcore.prefetch import prefetch
+from guardcore.probes import probe_pictures
+from guardcore.prototypes import FingerprintError, PrototypeBank, image_cost_spread
+from guardcore.scoring import PackedPatches, Scoring, Weights
+from guardcore.verdict import ScreenError, Verdict
+
+T = TypeVar("T")
+SHIPPED = "calibration-builtin-demo.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What a scoring rule says of one picture, before any threshold.
+
+    statistic, distance: float64 [C]; patch_scores: fp32 [C, N]; boxes: int64 [N, 4] or None for `views`; size: width,
+        height.
+    """
+
+    statistic: NDArray[np.float64]
+    distance: NDArray[np.float64]
+    patch_scores: NDArray[np.float32]
+    boxes: NDArray[np.int64] | None
+    size: tuple[int, int]
+
+
+class Detector:
+    """Screens pictures against a policy.
+
+    Args:
+        encoder: any `Encoder`.
+        policy: what is unsafe, and what to do about it.
+        calibration: a `Calibration` or its file. None = the one shipped for the built-in encoder and the
+            demonstration policy if it fits. Without any, only categories with a `threshold` can be judged; the others
+            make the verdict an error.
+        patches: how pictures become patches.
+        scoring: the rule and its settings, or text for `Scoring.parse`.
+        weights, relative_epsilon: replace these settings of `scoring`.
+        batch_size: pictures that are processed together, and tiles an encoder call; >= 1.
+        cache_dir: where to keep the policy's embeddings; None = embed them anew.
+
+    Raises:
+        FingerprintError: the calibration belongs to another encoder, policy, patch mode or scoring; the message names
+            which.
+        CalibrationError: the calibration can't be read.
+        ValueError: a setting is out of its range, or the rule needs neutral anchors and the policy has none.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        policy: Policy,
+        *,
+        calibration: Calibration | str | Path | None = None,
+        patches: PatchMode = PatchMode(),  # noqa: B008 - frozen
+        scoring: Scoring | str = Scoring(),  # noqa: B008 - frozen
+        weights: Weights | None = None,
+        relative_epsilon: float | None = None,
+        batch_size: int = 32,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1; got {batch_size!r}")
+        scoring = Scoring.parse(scoring) if isinstance(scoring, str) else scoring
+        changes = {"weights": weights, "relative_epsilon": relative_epsilon}
+        self.encoder = encoder
+        self.policy = policy
+        self.patches = patches
+        self.scoring = replace(scoring, **{name: value for name, value in changes.items() if value is not None})
+        self.batch_size = batch_size
+        with torch.inference_mode():
+            self.bank = (
+                PrototypeBank.cached(policy, encoder, cache_dir) if cache_dir else PrototypeBank.build(policy, encoder)
+            )
+            self.scoring.check(self.bank)
+            self.calibration = self._find_calibration(calibration)
+            self.bank = self.bank.with_cost_spread(self._cost_spread())
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What statistics depend on, by name; a calibration is for exactly these."""
+        return {
+            "encoder": f"{self.encoder.name} {self.encoder.fingerprint[:16]}",
+            "policy texts": f"{self.policy.name} {self.policy.texts_fingerprint[:16]}",
+            "patches": f"{self.patches} {self.patches.fingerprint[:16]}",
+            "scoring": str(self.scoring),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that a verdict depends on but the picture."""
+        calibration = None if self.calibration is None else self.calibration.fingerprint
+        whole = [self.parts, self.policy.fingerprint, self.bank.cost_spread, calibration]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def with_calibration(self, calibration: Calibration | str | Path) -> Detector:
+        """The same detector with another calibration; nothing is embedded again. Raises like the constructor."""
+        other = copy(self)
+        with torch.inference_mode():
+            other.calibration = other._find_calibration(calibration)
+            other.bank = other.bank.with_cost_spread(other._cost_spread())
+        return other
+
+    @overload
+    def screen(self, images: Image.Image) -> Verdict: ...
+    @overload
+    def screen(self, images: Sequence[Image.Image | Exception]) -> list[Verdict]: ...
+    def screen(self, images: Image.Image | Sequence[Image.Image | Exception]) -> Verdict | list[Verdict]:
+        """Judge one picture or several.
+
+        A picture that can't be judged gives a verdict with `error` set and the policy's `on_error` action; the others
+        are not touched. An exception in a picture's place stands for one that could not be opened, and gives such a
+        verdict.
+
+        Raises:
+            TypeError: `images` is neither a picture nor a sequence.
+        """
+        if isinstance(images, Image.Image):
+            return self.screen([images])[0]
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
+            raise TypeError(f"images: expected a PIL image or a sequence of them; got {type(images).__name__}")
+        return [
+            verdict
+            for batch in _batched(images, self.batch_size)
+            for verdict in self._judge(self._measure(self._embed(batch)))
+        ]
+
+    def screen_batches(
+        self, images: Iterable[Image.Image | Exception], batch_size: int | None = None
+    ) -> Generator[Verdict, None, None]:
+        """Judge a stream of pictures, in order and in bounded memory.
+
+        Reading `images`, encoding and transport run in three threads, so that a lazy iterable (one that opens files
+        as it goes) is decoded while earlier pictures are encoded. At most seven batches exist at a time. An exception
+        that the iterable raises is raised after the verdicts before it; closing the generator stops the threads.
+        """
+        for found in self.measure_batches(images, batch_size):
+            yield from self._judge([found])
+
+    def measure_batches(
+        self, images: Iterable[Image.Image | Exception], batch_size: int | None = None
+    ) -> Generator[Measurement | ScreenError, None, None]:
+        """`screen_batches` without policy and calibration: scores only, for calibration and benchmarks."""
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise ValueError(f"batch_size: expected at least 1; got {size!r}")
+        decoded = prefetch(_mapped(lambda batch: [_decoded(item) for item in batch], _batched(images, size)))
+        embedded = prefetch(_mapped(self._embed, decoded))
+        try:
+            for sets in embedded:
+                yield from self._measure(sets)
+        finally:
+            embedded.close()
+
+    @torch.inference_mode()
+    def _embed(self, items: Sequence[object]) -> list[PatchSet | ScreenError]:
+        pictures = [_decoded(item) for item in items]
+        sound = [picture for picture in pictures if isinstance(picture, Image.Image)]
+        embedded = iter(self._extract(sound))
+        return [next(embedded) if isinstance(picture, Image.Image) else picture for picture in pictures]
+
+    def _extract(self, pictures: list[Image.Image]) -> Sequence[PatchSet | ScreenError]:
+        if not pictures:
+            return []
+        try:
+            return extract_patches(self.encoder, pictures, self.patches, batch_size=self.batch_size)
+        except (ValueError, OSError, ArithmeticError) as error:  # a picture's fault; anything else is a fault of ours
+            if len(pictures) == 1:
+                return [ScreenError("unreadable", f"{type(error).__name__}: {error}")]
+            return [found for picture in pictures for found in self._extract([picture])]
+
+    @torch.inference_mode()
+    def _measure(self, sets: Sequence[PatchSet | ScreenError]) -> list[Measurement | ScreenError]:
+        sound = [item for item in sets if isinstance(item, PatchSet)]
+        measured = iter(measure(sound, self.bank, self.scoring)) if sound else iter(())
+        return [next(measured) if isinstance(item, PatchSet) else item for item in sets]
+
+    def _judge(self, measured: Iterable[Measurement | ScreenError]) -> list[Verdict]:
+        fingerprint = self.fingerprint
+        return [
+            judge_error(found, self.policy, fingerprint)
+            if isinstance(found, ScreenError)
+            else judge(found, self.policy, self.calibration, fingerprint)
+            for found in measured
+        ]
+
+    def _find_calibration(self, calibration: Calibration | str | Path | None) -> Calibration | None:
+        if calibration is None:
+            return self._shipped_calibration()
+        found = calibration if isinstance(calibration, Calibration) else Calibration.load(calibration)
+        found.check(self.parts)
+        return found
+
+    def _shipped_calibration(self) -> Calibration | None:
+        shipped = files("guardcore") / "data" / SHIPPED
+        if not shipped.is_file():
+            return None
+        with as_file(shipped) as path:
+            calibration = Calibration.load(path)
+        try:
+            calibration.check(self.parts)
+        except FingerprintError:
+            return None
+        return calibration
+
+    def _cost_spread(self) -> float:
+        """The calibration's spread, or that on the probe pictures."""
+        if self.calibration is not None:
+            return self.calibration.cost_spread
+        probes = extract_patches(
+            self.encoder, probe_pictures(self.encoder.image_size), self.patches, batch_size=self.batch_size
+        )
+        return image_cost_spread(torch.cat([probe.embeddings for probe in probes]), self.bank)
+
+
+def measure(sets: Sequence[PatchSet], bank: PrototypeBank, scoring: Scoring) -> list[Measurement | ScreenError]:
+    """Score embedded pictures; one whose scores are not finite becomes an error, the others are not touched."""
+    packed = PackedPatches.pack(sets)
+    scores = scoring.score(packed, bank)
+    edges = packed.cu_seqlens.tolist()
+    patch = scores.patch.float().cpu().numpy()
+    statistic, distance = scores.statistic.double().cpu().numpy(), scores.distance.double().cpu().numpy()
+    return [
+        _measurement(statistic[i], distance[i], patch[:, edges[i] : edges[i + 1]], item) for i, item in enumerate(sets)
+    ]
+
+
+def _measurement(
+    statistic: NDArray[np.float64], distance: NDArray[np.float64], patch: NDArray[np.float32], item: PatchSet
+) -> Measurement | ScreenError:
+    if not all(np.isfinite(values).all() for values in (statistic, distance, patch)):
+        return ScreenError("non-finite-embedding", "the encoder gave NaN or infinity for this picture")
+    boxes = None if item.boxes is None else item.boxes.cpu().numpy()
+    return Measurement(statistic, distance, np.ascontiguousarray(patch), boxes, item.size)
+
+
+def _decoded(item: object) -> Image.Image | ScreenError:
+    """Force the pixels of a lazily opened picture, so that what is wrong with it shows here and not in the encoder."""
+    if isinstance(item, ScreenError):
+        return item
+    if isinstance(item, Exception):
+        return ScreenError(getattr(item, "kind", "unreadable"), str(item) or type(item).__name__)
+    if not isinstance(item, Image.Image):
+        return ScreenError("unreadable", f"expected a PIL image; got {type(item).__name__}")
+    try:
+        item.load()
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever they like; the picture is the culprit
+        return ScreenError("unreadable", f"{type(error).__name__}: {error}")
+    return item
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    source = iter(items)
+    while batch := list(islice(source, size)):
+        yield batch
+
+
+def _mapped(function: Callable[[Any], T], source: Iterable[Any]) -> Generator[T, None, None]:
+    """`map` whose closing closes the source."""
+    try:
+        for item in source:
+            yield function(item)
+    finally:
+        if isinstance(source, Generator):
+            source.close()
