@@ -52,7 +52,8 @@ class PatchMode:
 
     Attributes:
         kind: `tokens` (the encoder's own patches of each tile), `grid` (each tile cut into grid_size**2 crops, each
-            encoded as a picture; GuardAlign's reading), `views` (each tile, and views - 1 random crops and flips; AWT, COLA).
+            encoded as a picture; GuardAlign's reading), `views` (each tile, and views - 1 random crops and flips; AWT
+            and COLA).
         grid_size: crops a side of a tile, for `grid`.
         views: pictures encoded for a square picture, the whole one included, for `views`.
         seed: of the random views. The same seed and picture size give the same views, whatever else is in the list.
@@ -126,8 +127,8 @@ class PatchMode:
 def tile_boxes(width: int, height: int, mode: PatchMode) -> list[Box]:
     """Cover a picture with tiles, from the top left.
 
-    With short side s and long side l: one tile when l / s <= max_stretch; else n = 1 + ceil((l - s) / (s (1 - overlap)))
-    squares of side s, spread evenly. When n exceeds max_tiles, max_tiles oblong tiles with the same overlap.
+    With short side s and long side l: one tile when l / s <= max_stretch; else n squares of side s, evenly spread, with
+    n = 1 + ceil((l - s) / (s (1 - overlap))). When n exceeds max_tiles, max_tiles oblong tiles with the same overlap.
     """
     short, long = min(width, height), max(width, height)
     if long / short <= mode.max_stretch:
@@ -144,7 +145,7 @@ def tile_boxes(width: int, height: int, mode: PatchMode) -> list[Box]:
 
 
 def cell_boxes(box: Box, cells: int) -> list[Box]:
-    """Cut a box into cells x cells boxes, row by row, rounded outward to whole pixels: none is empty, none is missed."""
+    """Cut a box into cells x cells boxes, row by row, rounded outward to whole pixels: none empty, none missed."""
     left, top, right, bottom = box
     columns = [(left + low, left + high) for low, high in _cut(right - left, cells)]
     rows = [(top + low, top + high) for low, high in _cut(bottom - top, cells)]
