@@ -130,7 +130,7 @@ def read_policy_file(path: str | Path) -> Document:
     except yaml.reader.ReaderError as error:
         # The reader decodes as it goes, so `position` counts characters from the start of the text.
         line = text.count("\n", 0, error.position) + 1
-        problem = Problem(line, "", f"character U+{ord(error.character):04X} is not allowed in YAML")
+        problem = Problem(line, "", f"character U+{int(error.character):04X} is not allowed in YAML")
     except yaml.MarkedYAMLError as error:
         problem = _syntax_problem(error)
     raise PolicyError(source, [problem])

@@ -219,18 +219,21 @@ def _fingerprint(policy: str, encoder: str) -> str:
 
 
 def _check_fingerprints(path: str | Path, metadata: dict[str, Any], policy: Policy, encoder: Encoder) -> None:
-    made_by = metadata.get("encoder_name")
-    compared = (
-        ("bank format", metadata.get("version"), BANK_VERSION),
-        (f"texts of policy {policy.name!r}", metadata.get("policy_fingerprint"), policy.texts_fingerprint),
-        (f"encoder ({made_by} then, {encoder.name} now)", metadata.get("encoder_fingerprint"), encoder.fingerprint),
-        ("bank", metadata.get("fingerprint"), _fingerprint(policy.texts_fingerprint, encoder.fingerprint)),
-    )
-    differences = [
-        f"{what}: {_short(then)} in the file, {_short(now)} now" for what, then, now in compared if then != now
+    parts = [
+        ("bank format", "version", BANK_VERSION),
+        (f"texts of policy {policy.name!r}", "policy_fingerprint", policy.texts_fingerprint),
+        (f"encoder {encoder.name}", "encoder_fingerprint", encoder.fingerprint),
     ]
+    # The whole differs with any part; it is news only in a file whose parts someone edited.
+    whole = [("bank", "fingerprint", _fingerprint(policy.texts_fingerprint, encoder.fingerprint))]
+    differences = _differences(metadata, parts) or _differences(metadata, whole)
     if differences:
         raise FingerprintError(f"{path}: made from something else; build it anew. {'; '.join(differences)}")
+
+
+def _differences(metadata: dict[str, Any], expected: list[tuple[str, str, object]]) -> list[str]:
+    found = [(what, metadata.get(key), now) for what, key, now in expected if metadata.get(key) != now]
+    return [f"{what}: {_short(then)} in the file, {_short(now)} now" for what, then, now in found]
 
 
 def _short(fingerprint: object) -> str:
