@@ -1,35 +1,26 @@
-"""Every way a picture can be odd or broken: it is judged with a note, or refused by a named error, and never hangs."""
+"""Odd and broken pictures built by hand, and a detector that needs no model: it flags what is red."""
 
 from __future__ import annotations
 
-import signal
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from guardcore.images import ImageError, ImageErrorKind, open_image
+from guardcore.images import ImageErrorKind
+from guardcore.policy import Policy
+from guardcore.prefetch import prefetch
+from guardcore.regions import Region
+from guardcore.verdict import ScreenError, Verdict
 
 K = ImageErrorKind
 SIZE = (40, 24)  # not square: a wrong turn shows
-
-
-@pytest.fixture(autouse=True)
-def no_hang() -> Iterator[None]:
-    """Fail a test that hangs instead of hanging the suite."""
-
-    def stop(*_: object) -> None:
-        raise AssertionError("this picture hung")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = SIZE, seed: int = 0) -> Image.Image:
@@ -240,36 +231,94 @@ CASES: dict[str, tuple[bytes, ImageErrorKind | str | None]] = {
 }
 
 
-def expected(outcome: object, answer: object) -> bool:
-    if outcome == "":  # either way is fine, as long as it is one of the two
-        return True
-    if isinstance(outcome, tuple):
-        return answer in outcome
-    if isinstance(outcome, str) and isinstance(answer, tuple):
-        return any(outcome in note for note in answer)
-    return answer == (() if outcome is None else outcome)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `malformed` on every case: (file name, bytes, what must come)."""
+    if "malformed" in metafunc.fixturenames:
+        metafunc.parametrize("malformed", [(name, *case) for name, case in CASES.items()], ids=list(CASES))
 
 
-def opened(source: Path | bytes, **options: object) -> tuple[str, ...] | ImageErrorKind:
-    """The notes of a picture that was judged, or the kind of error of one that was not."""
-    try:
-        loaded = open_image(source, **options)
-    except ImageError as error:
-        lines = error.message.splitlines()
-        return error.kind if len(lines) == 1 else pytest.fail(f"not one line: {error.message!r}")
-    assert loaded.image.mode == "RGB"
-    return loaded.notes
+@pytest.fixture(scope="session")
+def malformed_cases() -> dict[str, tuple[bytes, object]]:
+    return dict(CASES)
 
 
-def test_the_suite_is_large_enough() -> None:
-    assert len(CASES) >= 60
+@pytest.fixture(scope="session")
+def encoded() -> Callable[..., bytes]:
+    """Encode a picture: encoded(image, "PNG", **options)."""
+    return saved
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_judged_with_notes_or_refused_by_name(name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
-    data, outcome = CASES[name]
-    path = tmp_path / name
-    path.write_bytes(data)
-    answer = opened(path)
-    assert expected(outcome, answer), f"{answer}, expected {outcome!r}"
-    assert not recwarn.list  # nothing stray on anybody's terminal
+@pytest.fixture(scope="session")
+def random_picture() -> Callable[..., Image.Image]:
+    return noise
+
+
+class RedDetector:
+    """Flags pictures that are red in the mean; the part of `Detector` that the command line uses.
+
+    `answers` many verdicts are given before `failure` is raised; calibrated=False judges nothing.
+    """
+
+    def __init__(
+        self,
+        calibrated: bool = True,
+        answers: int | None = None,
+        failure: Exception | None = None,
+        threaded: bool = True,
+    ) -> None:
+        self.policy = Policy.builtin("demo")
+        self.calibration = object() if calibrated else None
+        self.answers, self.failure, self.threaded = answers, failure, threaded
+        self.seen = 0
+
+    def screen_batches(self, images: Iterable[Image.Image], batch_size: int | None = None) -> Iterator[Verdict]:
+        source = prefetch(images) if self.threaded else iter(images)
+        while batch := list(islice(source, batch_size)):
+            for image in batch:
+                if self.seen == self.answers:
+                    if self.failure is not None:
+                        raise self.failure
+                    return
+                self.seen += 1
+                yield self.judge(image)
+
+    def judge(self, image: Image.Image) -> Verdict:
+        names = [category.name for category in self.policy.categories]
+        red, green, blue = np.asarray(image, dtype=np.float64).reshape(-1, 3).mean(0)
+        flagged = bool(self.calibration and red > 200 and green < 100 and blue < 100)
+        score = (0.995 if flagged else 0.25) if self.calibration else None
+        box = (0, 0, image.width, image.height)
+        return Verdict(
+            flagged=flagged,
+            action="block" if flagged or not self.calibration else "allow",
+            found=(names[0],) if flagged else (),
+            scores={name: score if name == names[0] or score is None else 0.125 for name in names},
+            p_value=None if score is None else 1 - score,
+            distances={name: 0.5 + 0.01 * i for i, name in enumerate(names)},
+            statistics={name: 0.4 + 0.01 * i for i, name in enumerate(names)},
+            regions=(Region(names[0], score, box, 1.0, (box,), image.size),) if flagged else (),
+            patch_scores=np.full((len(names), 1), 0.5, dtype=np.float32),
+            patch_levels=np.full((len(names), 1), 0.5) if self.calibration else None,
+            boxes=np.array([box]),
+            size=image.size,
+            error=None if self.calibration else ScreenError("uncalibrated", "no calibration"),
+            fingerprint="f" * 64,
+        )
+
+
+@pytest.fixture
+def red_detector() -> type[RedDetector]:
+    return RedDetector
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, and the current one, with red.png, blue.jpg, sub/red.png (another red) and notes.txt."""
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (64, 48), (255, 0, 0)).save(folder / "red.png")
+    Image.new("RGB", (48, 48), (0, 0, 255)).save(folder / "blue.jpg")
+    Image.new("RGB", (32, 32), (250, 10, 10)).save(folder / "sub" / "red.png")
+    (folder / "notes.txt").write_text("no picture\n")
+    monkeypatch.chdir(tmp_path)
+    return folder
