@@ -17,7 +17,8 @@ def load_encoder(spec: str, **options: Any) -> Encoder:
     Args:
         spec: `builtin`; `open_clip:MODEL/PRETRAINED`, where PRETRAINED is a tag that open_clip knows, the path of a
             local checkpoint, or `random`; `transformers:ID_OR_DIR` for CLIP, SigLIP and SigLIP 2.
-        options: passed on to the encoder's loader: `features`, `device`, `local_files_only`, `seed`, as it takes them.
+        options: of the loader: see `load_builtin`, `load_open_clip` and `load_transformers`. The two libraries' share
+            `features` ("tokens", "value-path" or "value-only"), `device` and `dtype`.
 
     Raises:
         ValueError: the spec has none of these forms; the message lists them.

@@ -33,7 +33,8 @@ class Preprocessing:
         mean: of red, green and blue, on the scale [0, 1].
         std: standard deviation of the same.
         interpolation: `bicubic` or `bilinear`.
-        convert: whether a picture becomes RGB `before` the resize (transformers) or `after` it (open_clip).
+        convert: whether a picture becomes RGB `before` the resize, what is transparent over white (transformers 5), or
+            `after` it, transparency dropped (open_clip).
     """
 
     size: int
@@ -81,6 +82,13 @@ class Preprocessing:
 
     def _resized(self, image: Image.Image, side: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
         if self.convert == "before":
-            image = image.convert("RGB")
+            image = _over_white(image)
         image = image.resize((side, side), resample=_RESAMPLING[self.interpolation])
         return np.array(image.convert("RGB"))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -118,6 +118,11 @@ class Tower:
         prefixes = ["embed.", *(f"block.{index}." for index in range(self.depth))]
         return tuple(tensors_digest(self._section(prefix, dtype or self.dtype)) for prefix in prefixes)
 
+    def exact_in(self, dtype: torch.dtype) -> bool:
+        """Whether embeddings and blocks survive a cast to `dtype` and back unchanged."""
+        parts = (tensor for name, tensor in self.weights.items() if name.startswith(("embed.", "block.")))
+        return dtype == self.dtype or all(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor) for tensor in parts)
+
     def _section(self, prefix: str, dtype: torch.dtype) -> dict[str, Tensor]:
         return {name: tensor.to(dtype) for name, tensor in self.weights.items() if name.startswith(prefix)}
 

@@ -80,7 +80,7 @@ def load_transformers(
     local_files_only: bool = False,
     revision: str | None = None,
 ) -> TransformersEncoder:
-    """Load a CLIP, SigLIP or SigLIP 2 checkpoint: safetensors only; no code of the repository is run.
+    """Load a CLIP, SigLIP or SigLIP 2 checkpoint: safetensors only, without running its code.
 
     Args:
         source: a directory, or an id of the hub.

@@ -44,7 +44,7 @@ class VisionTextEncoder(ABC):
         features: reading of the patches, see `guardcore.encoders.tail`.
 
     Raises:
-        ValueError: `features` is unknown or needs a deeper tower, or pictures and tower disagree on the patches' number.
+        ValueError: `features` is unknown or needs a deeper tower, or pictures and tower disagree on the grid.
     """
 
     def __init__(self, name: str, tower: Tower, preprocessing: Preprocessing, features: Features = "tokens") -> None:

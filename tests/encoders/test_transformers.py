@@ -23,7 +23,7 @@ PIXELS = Preprocessing(40, 8, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 def library_patches(model: Any, pixels: Tensor) -> Tensor:
-    """The library's own tokens after its post-norm: projected (CLIP), or each alone through its own pooling head (SigLIP)."""
+    """The library's tokens after its post-norm: projected (CLIP), or each alone through its pooling head (SigLIP)."""
     last = model.vision_model(pixels).last_hidden_state
     if model.config.model_type == "clip":
         return model.visual_projection(model.vision_model.post_layernorm(last[:, 1:]))
@@ -31,7 +31,7 @@ def library_patches(model: Any, pixels: Tensor) -> Tensor:
 
 
 def float64_value_path(model: Any, pixels: Tensor, *, whole: bool) -> Tensor:
-    """The value path by hand, in float64: o(v(n1(x))) and, if whole, residual and MLP; then norm and projection or pool."""
+    """By hand, in float64: o(v(n1(x))) and, if whole, residual and MLP; then norm and projection or pool."""
     model = model.double()
     vision = model.vision_model
     x, layer = vision(pixels.double(), output_hidden_states=True).hidden_states[-2], vision.encoder.layers[-1]
@@ -100,7 +100,7 @@ def test_value_path_equals_float64(
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
 @pytest.mark.parametrize("side", [1, 7, 40, 41, 501])  # 1 pixel, smaller, equal, one more, much larger and odd
 def test_preprocessing_equals_the_image_processor(picture: Callable[..., Any], kind: str, mode: str, side: int) -> None:
     if kind == "clip":
@@ -215,7 +215,7 @@ def test_a_size_that_patches_do_not_divide_is_still_read_whole(picture: Callable
 def test_pictures_of_another_grid_than_the_towers_are_refused(
     tiny_transformers: Callable[[str], Any], tokenizer: Any
 ) -> None:
-    with pytest.raises(ValueError, match="25 patches.*36"):
+    with pytest.raises(ValueError, match=r"25 patches.*36"):
         TransformersEncoder(
             tiny_transformers("siglip"), tokenizer, Preprocessing(48, 8, (0.5,) * 3, (0.5,) * 3), "tiny"
         )
