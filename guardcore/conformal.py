@@ -194,8 +194,8 @@ class Calibration:
             return cls(
                 categories,
                 # Through fp32, so that a figure equals the one that was measured and ties stay ties.
-                np.array(data["statistics"], dtype=np.float32).reshape(-1, len(categories)).astype(np.float64),
-                np.array(data["patch_quantiles"], dtype=np.float64),
+                np.array(data["statistics"], dtype=np.float32).astype(np.float64),
+                np.array(data["patch_quantiles"] or np.empty((0, 0)), dtype=np.float64),
                 float(data["patch_level"]),
                 float(data["target_fpr"]),
                 {str(name): str(value) for name, value in data["parts"].items()},

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -273,8 +272,19 @@ def _decoded(item: object) -> Image.Image | ScreenError:
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    source = iter(items)
-    while batch := list(islice(source, size)):
+    """Lists of `size` items; those before an exception of the source are handed out before it is raised."""
+    source, batch = iter(items), []
+    try:
+        for item in source:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except Exception:
+        if batch:
+            yield batch
+        raise
+    if batch:
         yield batch
 
 

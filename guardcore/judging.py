@@ -67,7 +67,7 @@ def judge(measured: Measured, policy: Policy, calibration: Calibration | None, f
         p_value=None if adjusted is None else float(adjusted.min()),
         distances=dict(zip(names, measured.distance.tolist(), strict=True)),
         statistics=dict(zip(names, measured.statistic.tolist(), strict=True)),
-        regions=_regions(measured, policy, calibration, levels),
+        regions=_regions(measured, policy, calibration, levels, found),
         patch_scores=measured.patch_scores,
         patch_levels=levels,
         boxes=measured.boxes,
@@ -124,9 +124,12 @@ def _levels(measured: Measured, calibration: Calibration | None) -> NDArray[np.f
 
 
 def _regions(
-    measured: Measured, policy: Policy, calibration: Calibration | None, levels: Floats | None
+    measured: Measured, policy: Policy, calibration: Calibration | None, levels: Floats | None, found: Bools
 ) -> tuple[Region, ...]:
-    """Patches at or below the policy's threshold, or the calibrated tau where it has none, joined to regions."""
+    """Patches at or below the policy's threshold, or the calibrated tau where it has none, joined to regions.
+
+    The lowest patch of a found category is always among them, so that a flagged picture has a place to redact.
+    """
     if measured.boxes is None:
         return ()
     tau = np.full(len(policy.categories), -np.inf) if calibration is None else calibration.patch_thresholds
@@ -137,15 +140,11 @@ def _regions(
         ]
     )
     scores = measured.patch_scores
+    flagged = scores <= tau[:, None]
+    flagged[found, scores[found].argmin(axis=1)] = True
     # Without levels, the margin to the threshold says which patch is worse.
     order = scores - np.where(np.isneginf(tau), 0, tau)[:, None] if levels is None else levels
     names = [each.name for each in policy.categories]
     return find_regions(
-        scores <= tau[:, None],
-        order,
-        measured.boxes,
-        measured.size,
-        names,
-        measured.distance,
-        calibrated=levels is not None,
+        flagged, order, measured.boxes, measured.size, names, measured.distance, calibrated=levels is not None
     )

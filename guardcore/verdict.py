@@ -84,21 +84,24 @@ class Verdict:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """All regions as pixels of the original picture, bool [height, width]."""
+        """What to cover, bool [height, width]: all regions, or everything where a flagged picture has none."""
+        if self.flagged and not self.regions:
+            return np.ones(self.size[::-1], dtype=bool)
         rectangles: list[Box] = [box for region in self.regions for box in region.rectangles]
         return paint(rectangles, self.size)
 
     def overlay(self, image: Image.Image) -> Image.Image:
-        """Draw heat map, regions and labels on the picture; see `guardcore.redaction.overlay`."""
-        from guardcore.redaction import overlay
+        """Draw heat map, regions and labels on the picture; see `guardcore.overlay.overlay`."""
+        from guardcore.overlay import overlay
 
         return overlay(image, self)
 
     def redact(self, image: Image.Image, style: RedactionStyle = "zero") -> Image.Image:
-        """Cover the regions of the picture; see `guardcore.redaction.redact`."""
+        """Cover the regions, or all of a picture that could not be judged; see `guardcore.redaction.redact`."""
         from guardcore.redaction import redact
 
-        return redact(image, self.mask, style)
+        mask = np.ones(image.size[::-1], dtype=bool) if self.error is not None else self.mask
+        return redact(image, mask, style)
 
     def to_dict(self, *, patches: bool = False) -> dict[str, Any]:
         """Plain values for JSON; with `patches`, patch scores and boxes too."""
