@@ -53,7 +53,7 @@ def wants_native() -> bool:
     if gap and mode == "1":
         sys.exit(f"GUARDCORE_BUILD=1, but {gap}")
     if gap:
-        print(f"guardcore: building without C++ kernels: {gap}. The plain PyTorch definitions will run.", file=sys.stderr)
+        print(f"guardcore: building without C++ kernels ({gap}); the PyTorch definitions will run.", file=sys.stderr)
     return gap is None
 
 

@@ -1,0 +1,25 @@
+// Every CPU registration, and the Python module that loading the library creates.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "kernels/isa.h"
+#include "operators.h"
+
+STABLE_TORCH_LIBRARY_IMPL(guardcore, CPU, m) {
+  m.impl("sinkhorn", TORCH_BOX(&guardcore::sinkhorn));
+  m.impl("sinkhorn_packed", TORCH_BOX(&guardcore::sinkhorn_packed));
+  m.impl("joint_sinkhorn", TORCH_BOX(&guardcore::joint_sinkhorn));
+  m.impl("joint_sinkhorn_packed", TORCH_BOX(&guardcore::joint_sinkhorn_packed));
+}
+
+namespace {
+
+PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(guardcore::isa_name()); }
+
+PyMethodDef methods[] = {{"isa", isa, METH_NOARGS, "Name the instruction set that the kernels run on."}, {}};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "The CPU kernels; loading registers them.", -1, methods};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

@@ -1,0 +1,52 @@
+// Entropic transport of one item to one category, from its cost tile to its numbers.
+//
+//   T_nm = a_n b_m exp((f_n + g_m - C_nm) / epsilon)
+//   rows:    f_n = -epsilon log sum_m b_m exp((g_m - C_nm) / epsilon)
+//   columns: g_m = -epsilon damping log sum_n a_n exp((f_n - C_nm) / epsilon),  damping = 1 or rho / (rho + epsilon)
+//
+// A problem whose numbers leave the range where float32 loses nothing to underflow is solved again in the log domain.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "isa.h"
+#include "kernel_domain.h"
+#include "log_domain.h"
+#include "plan.h"
+
+namespace guardcore {
+
+// w.cost and w.a are set; leaves the plan in w.
+inline void solve(const Problem& q, Workspace& w) {
+  if (!solve_in_kernel_domain(q, w)) solve_in_log_domain(q, w);
+}
+
+// score[n] = sum_m p(m | n) C_nm, patch n's mean cost under its conditional plan.
+GUARDCORE_CLONES
+static void patch_scores(const Problem& q, const Workspace& w, float* __restrict score) {
+  const float* __restrict per_row = w.per_row;
+  std::fill(score, score + q.stride, 0.0f);
+  for (int64_t m = 0; m < q.prototypes; ++m) {
+    const float *__restrict k = w.kernel + m * q.stride, *__restrict c = w.cost + m * q.stride;
+    const float v = w.v[m];
+#pragma omp simd
+    for (int64_t n = 0; n < q.stride; ++n) score[n] += v * k[n] * c[n];
+  }
+#pragma omp simd
+  for (int64_t n = 0; n < q.stride; ++n) score[n] *= per_row[n];
+}
+
+// <a, f> + <b, g>, or with a relaxed marginal <a, f> + rho <b, 1 - exp(-g / rho)> - epsilon (sum T - 1).
+inline double dual_value(const Problem& q, const Workspace& w, bool balanced, double rho) {
+  double rows = 0, columns = 0, mass = 0;
+  for (int64_t n = 0; n < q.patches; ++n) rows += static_cast<double>(w.a[n]) * w.f[n], mass += w.mass[n];
+  for (int64_t m = 0; m < q.prototypes; ++m) {
+    const double g = w.g[m];
+    columns += q.b[m] * (balanced ? g : rho > 0 ? -rho * std::expm1(-g / rho) : 0.0);
+  }
+  return rows + columns - (balanced ? 0.0 : q.options.epsilon * (mass - 1));
+}
+
+}  // namespace guardcore

@@ -1,0 +1,36 @@
+// The operators as the dispatcher sees them; schemas and meanings are in guardcore/ops.py.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+namespace guardcore {
+
+using torch::stable::Tensor;
+
+// distance, patch_cost, patch_score, objective, iterations, marginal_error, f, g
+using SinkhornResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// group_mass, group_cost, iterations, marginal_error
+using JointResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+SinkhornResult sinkhorn(Tensor patches, Tensor prototypes, std::optional<Tensor> patch_weights,
+                        std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations, double tolerance,
+                        std::optional<double> relaxation);
+
+SinkhornResult sinkhorn_packed(Tensor patches, Tensor cu_seqlens, Tensor prototypes, std::optional<Tensor> patch_weights,
+                               std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations,
+                               double tolerance, std::optional<double> relaxation);
+
+JointResult joint_sinkhorn(Tensor patches, Tensor prototypes, Tensor group, std::optional<Tensor> patch_weights,
+                           std::optional<Tensor> prototype_weights, int64_t num_groups, double epsilon,
+                           int64_t max_iterations, double tolerance, std::optional<double> relaxation);
+
+JointResult joint_sinkhorn_packed(Tensor patches, Tensor cu_seqlens, Tensor prototypes, Tensor group,
+                                  std::optional<Tensor> patch_weights, std::optional<Tensor> prototype_weights,
+                                  int64_t num_groups, double epsilon, int64_t max_iterations, double tolerance,
+                                  std::optional<double> relaxation);
+
+}  // namespace guardcore

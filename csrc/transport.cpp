@@ -1,0 +1,153 @@
+#include "transport.h"
+
+#include <algorithm>
+
+#include "kernels/cost.h"
+
+namespace guardcore {
+namespace {
+
+constexpr int64_t kRowsPerTask = 64;
+
+Tensor contiguous_float(const Tensor& tensor) {
+  return torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Float));
+}
+
+// Weights as contiguous float32 of the given shape; raises at a negative or non-finite one.
+std::optional<Tensor> checked_weights(const char* name, const std::optional<Tensor>& weights, int64_t rows, int64_t columns) {
+  if (!weights) return std::nullopt;
+  const auto sizes = weights->sizes();
+  const bool fits = weights->is_cpu() && (columns < 0 ? sizes.size() == 1 && sizes[0] == rows
+                                                      : sizes.size() == 2 && sizes[0] == rows && sizes[1] == columns);
+  STD_TORCH_CHECK(fits, name, " must be a CPU tensor with one weight for each point");
+  Tensor values = contiguous_float(*weights);
+  const float* value = values.const_data_ptr<float>();
+  for (int64_t i = 0; i < values.numel(); ++i)
+    STD_TORCH_CHECK(std::isfinite(value[i]) && value[i] >= 0, name, " must be finite and >= 0, got ", value[i]);
+  return values;
+}
+
+std::vector<int64_t> checked_offsets(const Tensor& cu_seqlens, int64_t total) {
+  STD_TORCH_CHECK(cu_seqlens.is_cpu() && cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0,
+                  "cu_seqlens must be a CPU vector of B + 1 offsets");
+  const Tensor values = torch::stable::contiguous(torch::stable::to(cu_seqlens, ScalarType::Long));
+  const int64_t* first = values.const_data_ptr<int64_t>();
+  std::vector<int64_t> offsets(first, first + values.numel());
+  STD_TORCH_CHECK(offsets.front() == 0 && offsets.back() == total && std::is_sorted(offsets.begin(), offsets.end()),
+                  "cu_seqlens must start at 0, not decrease and end at the ", total, " packed patches");
+  return offsets;
+}
+
+std::vector<int64_t> even_offsets(int64_t items, int64_t length) {
+  std::vector<int64_t> offsets(items + 1);
+  for (int64_t i = 0; i <= items; ++i) offsets[i] = i * length;
+  return offsets;
+}
+
+}  // namespace
+
+Options checked_options(double epsilon, int64_t max_iterations, double tolerance, std::optional<double> relaxation) {
+  STD_TORCH_CHECK(std::isfinite(epsilon) && epsilon > 0, "epsilon must be a finite number > 0, got ", epsilon);
+  STD_TORCH_CHECK(max_iterations >= 1, "max_iterations must be >= 1, got ", max_iterations);
+  STD_TORCH_CHECK(std::isfinite(tolerance) && tolerance >= 0, "tolerance must be a finite number >= 0, got ", tolerance);
+  STD_TORCH_CHECK(!relaxation || (std::isfinite(*relaxation) && *relaxation >= 0),
+                  "relaxation must be None or a finite number >= 0");
+  const double damping = relaxation ? *relaxation / (*relaxation + epsilon) : 1.0;
+  return {static_cast<float>(epsilon), static_cast<float>(damping), max_iterations, static_cast<float>(tolerance)};
+}
+
+void check_embeddings(const Tensor& patches, int64_t patch_dims, const Tensor& prototypes, int64_t prototype_dims) {
+  STD_TORCH_CHECK(patches.dim() == patch_dims, "patches must have ", patch_dims, " dimensions, got ", patches.dim());
+  STD_TORCH_CHECK(prototypes.dim() == prototype_dims, "prototypes must have ", prototype_dims, " dimensions, got ",
+                  prototypes.dim());
+  const ScalarType dtype = patches.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+                  "patches must be float32, bfloat16 or float16");
+  STD_TORCH_CHECK(prototypes.scalar_type() == dtype, "prototypes must have the dtype of patches");
+  STD_TORCH_CHECK(patches.is_cpu() && prototypes.is_cpu(), "patches and prototypes must be on the CPU");
+  const int64_t width = patches.size(patch_dims - 1);
+  STD_TORCH_CHECK(width > 0 && prototypes.size(prototype_dims - 1) == width,
+                  "patches and prototypes must have one width D >= 1, got ", width, " and ",
+                  prototypes.size(prototype_dims - 1));
+  STD_TORCH_CHECK(prototypes.size(prototype_dims - 2) > 0, "prototypes must hold at least one prototype");
+}
+
+Tensor empty_like_on_cpu(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+Patches::Patches(const Tensor& patches, const std::optional<Tensor>& cu_seqlens, const std::optional<Tensor>& weights)
+    : width_(patches.size(patches.dim() - 1)) {
+  const bool packed = cu_seqlens.has_value();
+  start_ = packed ? checked_offsets(*cu_seqlens, patches.size(0)) : even_offsets(patches.size(0), patches.size(1));
+  const auto values = checked_weights("patch_weights", weights, patches.size(0), packed ? -1 : patches.size(1));
+  const float* weight = values ? values->const_data_ptr<float>() : nullptr;
+  const Tensor rows = contiguous_float(patches);
+  const float* row = rows.const_data_ptr<float>();
+  unit_.reset(new float[total() * width_]);
+  std::vector<uint8_t> finite(total());
+  torch::stable::parallel_for(0, total(), kRowsPerTask, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) finite[t] = unit_row(row + t * width_, unit_.get() + t * width_, width_);
+  });
+  shares_.resize(total());
+  sound_.resize(items());
+  for (int64_t i = 0; i < items(); ++i) {
+    const bool mass = simplex(weight ? weight + start(i) : nullptr, shares_.data() + start(i), count(i));
+    sound_[i] = mass && std::all_of(finite.begin() + start(i), finite.begin() + start_[i + 1], [](auto ok) { return ok; });
+  }
+}
+
+int64_t Patches::longest() const {
+  int64_t longest = 0;
+  for (int64_t i = 0; i < items(); ++i) longest = std::max(longest, count(i));
+  return longest;
+}
+
+Prototypes::Prototypes(const Tensor& prototypes, const std::optional<Tensor>& weights)
+    : capacity_(prototypes.size(prototypes.dim() - 2)), width_(prototypes.size(prototypes.dim() - 1)) {
+  const bool single = prototypes.dim() == 2;
+  const int64_t categories = single ? 1 : prototypes.size(0);
+  const auto values = single ? checked_weights("prototype_weights", weights, capacity_, -1)
+                             : checked_weights("prototype_weights", weights, categories, capacity_);
+  const float* weight = values ? values->const_data_ptr<float>() : nullptr;
+  const Tensor rows = contiguous_float(prototypes);
+  const float* row = rows.const_data_ptr<float>();
+  unit_.reset(new float[categories * capacity_ * width_]);
+  shares_.resize(categories * capacity_);
+  origin_.resize(categories * capacity_);
+  count_.resize(categories);
+  sound_.resize(categories);
+  torch::stable::parallel_for(0, categories, 1, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      keep(c, row + c * capacity_ * width_, weight ? weight + c * capacity_ : nullptr);
+  });
+}
+
+void Prototypes::keep(int64_t category, const float* rows, const float* weights) {
+  const int64_t base = category * capacity_;
+  float* unit = unit_.get() + base * width_;
+  bool sound = simplex(weights, shares_.data() + base, capacity_);
+  int64_t kept = 0;
+  for (int64_t m = 0; m < capacity_; ++m) {
+    sound &= unit_row(rows + m * width_, unit + kept * width_, width_);  // bad values count at weight 0 too
+    const float share = shares_[base + m];
+    shares_[base + kept] = share;
+    origin_[base + kept] = m;
+    kept += share > 0;
+  }
+  count_[category] = kept;
+  sound_[category] = sound;
+}
+
+Problem solve_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category, int64_t width,
+                   const Options& options, Workspace& w) {
+  const int64_t n = patches.count(item), stride = padded(n);
+  const Problem q{n, prototypes.count(category), stride, prototypes.shares(category), options};
+  std::copy(patches.shares(item), patches.shares(item) + n, w.a);
+  std::fill(w.a + n, w.a + stride, 0.0f);
+  cost_tile(patches.unit(item), n, prototypes.unit(category), q.prototypes, width, w.cost, stride);
+  solve(q, w);
+  return q;
+}
+
+}  // namespace guardcore
