@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,13 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 from torch import Tensor
 
-from guardcore import prompt_embedding, prototypes
+from guardcore import prompt_embedding
 from guardcore.encoders.protocol import ImageEmbedding
 from guardcore.policy import Policy
-from guardcore.prototypes import BankFileError, FingerprintError, PromptError, PrototypeBank, image_cost_spread
+from guardcore.prototypes import PromptError, PrototypeBank
 
 WIDTH = 16
 BUILTIN_WEIGHTS = Path(__file__).parents[1] / "guardcore" / "data" / "builtin.safetensors"
@@ -261,208 +258,6 @@ class TestJoint:
         assert weights.tolist() == [1.0] * len(rows)
         expected = [bank.prototypes[i, j] for i, n in enumerate(sizes) for j in range(n)] + list(bank.neutral)
         assert torch.equal(rows, torch.stack(expected))
-
-
-class TestCostSpread:
-    def test_between_texts_is_the_row_centered_deviation(self) -> None:
-        # Three vectors with cosines 0, 0.6 and 0.8: rows of others' costs (1, .4), (1, .2), (.4, .2).
-        vectors = {"x": axis(0), "y": axis(1), "z": [0.6, 0.8] + [0.0] * (WIDTH - 2)}
-        bank = PrototypeBank.build(*single(vectors, "x", "y", "z"))
-        expected = math.sqrt((0.3**2 + 0.4**2 + 0.1**2) / 3)
-        assert bank.cost_spread == pytest.approx(expected, abs=1e-6)
-        assert bank.spread_source == "texts"
-
-    @pytest.mark.parametrize("nouns", [("x",), ("x", "y")])
-    def test_is_positive_for_the_smallest_banks(self, nouns: tuple[str, ...]) -> None:
-        assert PrototypeBank.build(*single({}, *nouns)).cost_spread == prototypes.SMALLEST_SPREAD
-
-    def test_between_images_and_texts(self) -> None:
-        bank = PrototypeBank.build(*single({"x": axis(0), "y": axis(1)}, "x", "y"))
-        # Costs (1, 0) and (0.4, 0.2), whatever the length: variances 0.25 and 0.01.
-        patches = torch.tensor([axis(1, 5.0), [0.6, 0.8] + [0.0] * (WIDTH - 2)])
-        assert image_cost_spread(patches, bank) == pytest.approx(math.sqrt((0.25 + 0.01) / 2), abs=1e-6)
-
-    def test_ignores_what_all_costs_of_a_patch_share_and_broken_patches(self) -> None:
-        bank = PrototypeBank.build(make_policy(), FakeEncoder())
-        patches = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(0))
-        expected = image_cost_spread(patches, bank)
-        broken = torch.stack([torch.zeros(WIDTH), torch.full((WIDTH,), math.nan), torch.full((WIDTH,), math.inf)])
-        assert image_cost_spread(torch.cat([patches.flatten(0, 1), broken]), bank) == pytest.approx(expected, rel=1e-12)
-        assert image_cost_spread(patches.bfloat16(), bank) == pytest.approx(expected, rel=1e-2)
-
-    def test_refuses_nothing_and_another_width(self) -> None:
-        bank = PrototypeBank.build(make_policy(), FakeEncoder())
-        with pytest.raises(ValueError, match="at least one finite"):
-            image_cost_spread(torch.zeros(4, WIDTH), bank)
-        with pytest.raises(ValueError, match="expected width 16; got 8"):
-            image_cost_spread(torch.ones(4, 8), bank)
-
-    def test_can_be_measured_later_and_is_kept(self, tmp_path: Path) -> None:
-        policy, encoder = make_policy(), FakeEncoder()
-        bank = PrototypeBank.build(policy, encoder)
-        measured = bank.with_cost_spread(0.015)
-        assert (measured.cost_spread, measured.spread_source) == (0.015, "images")
-        assert measured.fingerprint == bank.fingerprint
-        measured.save(tmp_path / "b.safetensors")
-        assert PrototypeBank.load(tmp_path / "b.safetensors", policy, encoder).cost_spread == 0.015
-        for bad in (0, -1, math.nan, math.inf, 2):
-            with pytest.raises(ValueError, match="cost_spread"):
-                bank.with_cost_spread(bad)
-
-
-class TestFile:
-    def test_round_trip_is_exact(self, tmp_path: Path) -> None:
-        policy, encoder = make_policy(), FakeEncoder()
-        bank = PrototypeBank.build(policy, encoder)
-        bank.save(tmp_path / "b.safetensors")
-        again = PrototypeBank.load(tmp_path / "b.safetensors", policy, encoder)
-        for field in dataclasses.fields(bank):
-            before, after = getattr(bank, field.name), getattr(again, field.name)
-            assert torch.equal(before, after) if isinstance(before, Tensor) else before == after, field.name
-        assert again.fingerprint == bank.fingerprint
-        assert os.listdir(tmp_path) == ["b.safetensors"]  # no temporary file stays
-
-    def test_another_policy(self, tmp_path: Path) -> None:
-        policy, encoder = make_policy(), FakeEncoder()
-        PrototypeBank.build(policy, encoder).save(tmp_path / "b")
-        other = make_policy(neutral=["a table"])
-        with pytest.raises(FingerprintError) as caught:
-            PrototypeBank.load(tmp_path / "b", other, encoder)
-        assert policy.texts_fingerprint[:16] in str(caught.value)
-        assert other.texts_fingerprint[:16] in str(caught.value)
-        assert "encoder" not in str(caught.value)
-
-    def test_another_encoder(self, tmp_path: Path) -> None:
-        encoder, other = FakeEncoder(), FakeEncoder(name="other")
-        PrototypeBank.build(make_policy(), encoder).save(tmp_path / "b")
-        with pytest.raises(FingerprintError) as caught:
-            PrototypeBank.load(tmp_path / "b", make_policy(), other)
-        assert encoder.fingerprint[:16] in str(caught.value)
-        assert other.fingerprint[:16] in str(caught.value)
-        assert "texts" not in str(caught.value)
-
-    def test_another_format(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        PrototypeBank.build(make_policy(), FakeEncoder()).save(tmp_path / "b")
-        monkeypatch.setattr(prototypes, "BANK_VERSION", 2)
-        with pytest.raises(FingerprintError, match="bank format: 1 in the file, 2 now"):
-            PrototypeBank.load(tmp_path / "b", make_policy(), FakeEncoder())
-
-    def test_thresholds_and_actions_do_not_void_a_bank(self, tmp_path: Path) -> None:
-        PrototypeBank.build(make_policy(), FakeEncoder()).save(tmp_path / "b")
-        PrototypeBank.load(tmp_path / "b", make_policy(target_fpr=0.05, on_error="allow"), FakeEncoder())
-
-    @pytest.mark.parametrize("keep", [0, 4, 8, 100, -1])
-    def test_truncated(self, keep: int, tmp_path: Path) -> None:
-        PrototypeBank.build(make_policy(), FakeEncoder()).save(tmp_path / "b")
-        (tmp_path / "b").write_bytes((tmp_path / "b").read_bytes()[:keep])
-        with pytest.raises(BankFileError, match="not a safetensors file, or damaged"):
-            PrototypeBank.load(tmp_path / "b", make_policy(), FakeEncoder())
-
-    @pytest.mark.parametrize("data", [b"", b"PK\3\4", b"\x80\x04]", b"name: policy", b"\xff" * 64])
-    def test_not_safetensors(self, data: bytes, tmp_path: Path) -> None:
-        (tmp_path / "b").write_bytes(data)
-        with pytest.raises(BankFileError):
-            PrototypeBank.load(tmp_path / "b", make_policy(), FakeEncoder())
-
-    def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError):
-            PrototypeBank.load(tmp_path / "none", make_policy(), FakeEncoder())
-
-    @pytest.mark.parametrize(
-        ("change", "words"),
-        [
-            ({"metadata": None}, "expected the format"),
-            ({"metadata": {"format": "pt"}}, "got 'pt'"),
-            ({"tensors": {"prototypes": torch.ones(1)}}, "expected the tensors"),
-            ({"bank": "{"}, "not JSON"),
-            ({"bank": "[" * 100_000}, "not JSON"),
-            ({"bank": "[]"}, "JSON object; got list"),
-            ({"drop": "labels"}, "don't fit together"),
-            ({"set": ("labels", 3)}, "don't fit together"),
-            ({"set": ("labels", [[1, 2, 3], ["a"]])}, "don't fit together"),
-            ({"set": ("categories", ["weapons"])}, "don't fit together"),
-            ({"set": ("cost_spread", -1.0)}, "don't fit together"),
-            ({"set": ("cost_spread", "wide")}, "don't fit together"),
-            ({"nan": True}, "don't fit together"),
-        ],
-    )
-    def test_edited(self, change: dict[str, Any], words: str, tmp_path: Path) -> None:
-        policy, encoder = make_policy(), FakeEncoder()
-        bank = PrototypeBank.build(policy, encoder)
-        bank.save(tmp_path / "good")
-        tensors, metadata = prototypes.read_bank(tmp_path / "good")
-        if "drop" in change:
-            del metadata[change["drop"]]
-        if "set" in change:
-            metadata[change["set"][0]] = change["set"][1]
-        if "nan" in change:
-            tensors["prototypes"][0, 0, 0] = math.nan
-        header = {"format": "guardcore-prototype-bank", "bank": change.get("bank", json.dumps(metadata))}
-        save_file(change.get("tensors", tensors), tmp_path / "b", change.get("metadata", header))
-        with pytest.raises(BankFileError, match=words):
-            PrototypeBank.load(tmp_path / "b", policy, encoder)
-
-    def test_edited_fingerprint(self, tmp_path: Path) -> None:
-        bank = PrototypeBank.build(make_policy(), FakeEncoder())
-        bank.save(tmp_path / "good")
-        tensors, metadata = prototypes.read_bank(tmp_path / "good")
-        prototypes.write_bank(tmp_path / "b", tensors, metadata | {"fingerprint": "0" * 64})
-        with pytest.raises(FingerprintError, match="bank: 0000000000000000 in the file"):
-            PrototypeBank.load(tmp_path / "b", make_policy(), FakeEncoder())
-
-    def test_a_failed_write_leaves_the_old_file_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        bank = PrototypeBank.build(make_policy(), FakeEncoder())
-        bank.save(tmp_path / "b")
-        before = (tmp_path / "b").read_bytes()
-
-        def full(_: int) -> None:
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            bank.with_cost_spread(0.5).save(tmp_path / "b")
-        assert (tmp_path / "b").read_bytes() == before
-        assert os.listdir(tmp_path) == ["b"]
-
-
-class TestCache:
-    def test_builds_once(self, tmp_path: Path) -> None:
-        encoder = FakeEncoder()
-        first = PrototypeBank.cached(make_policy(), encoder, tmp_path / "new" / "cache")
-        count = len(encoder.calls)
-        second = PrototypeBank.cached(make_policy(), encoder, tmp_path / "new" / "cache")
-        assert len(encoder.calls) == count
-        assert torch.equal(first.prototypes, second.prototypes)
-
-    def test_each_fingerprint_has_its_own_file(self, tmp_path: Path) -> None:
-        pairs = [
-            (make_policy(), FakeEncoder()),
-            (make_policy(neutral=["a table"]), FakeEncoder()),
-            (make_policy(), FakeEncoder(name="other")),
-        ]
-        banks = [PrototypeBank.cached(policy, encoder, tmp_path) for policy, encoder in pairs]
-        assert len(os.listdir(tmp_path)) == 3
-        again = [PrototypeBank.cached(policy, encoder, tmp_path) for policy, encoder in pairs]
-        assert [bank.fingerprint for bank in again] == [bank.fingerprint for bank in banks]
-
-    @pytest.mark.parametrize("damage", ["garbage", "another bank"])
-    def test_a_file_that_is_not_ours_is_replaced_with_a_warning(self, damage: str, tmp_path: Path) -> None:
-        PrototypeBank.cached(make_policy(), FakeEncoder(), tmp_path)
-        (path,) = tmp_path.iterdir()
-        if damage == "garbage":
-            path.write_bytes(b"garbage")
-        else:
-            PrototypeBank.build(make_policy(), FakeEncoder(name="other")).save(path)
-        with pytest.warns(UserWarning, match="built anew"):
-            bank = PrototypeBank.cached(make_policy(), FakeEncoder(), tmp_path)
-        assert bank.encoder_name == "fake"
-        assert PrototypeBank.load(path, make_policy(), FakeEncoder()).encoder_name == "fake"
-
-    def test_a_folder_that_cannot_be_written_is_done_without(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("in the way", encoding="utf-8")
-        with pytest.warns(UserWarning, match="can't be cached"):
-            bank = PrototypeBank.cached(make_policy(), FakeEncoder(), tmp_path / "file")
-        assert bank.categories == ("weapons", "fire")
 
 
 class TestBuiltinPolicies:
