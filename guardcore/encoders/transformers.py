@@ -91,8 +91,8 @@ def load_transformers(
         revision: of an id of the hub.
 
     Raises:
-        ValueError: another architecture (the NaFlex variant of SigLIP 2 included), or a preprocessor that does more than
-            resize, rescale and normalize.
+        ValueError: another architecture (the NaFlex variant of SigLIP 2 included), or a preprocessor that does more
+            than resize, rescale and normalize.
         OSError: files are missing, or there are no safetensors weights.
         ImportError: transformers is not installed.
     """

@@ -1,8 +1,8 @@
 """The vision tower of a loaded vision-language model as an encoder, so that a served model pays for its features once.
 
 Such checkpoints carry no text side, and their features are comparable only with prototypes of the very same CLIP or
-SigLIP. A `TowerHead` is what a bank keeps of the encoder that embedded its prompts: the last block, post-norm and projection or
-pool, which vision-language models drop or ignore, and hashes of the rest. A tower with other weights is refused.
+SigLIP. A `TowerHead` is what is kept of the encoder that embedded the prompts: the last block, post-norm and projection
+or pool, which vision-language models drop or ignore, and hashes of the rest. A tower with other weights is refused.
 """
 
 from __future__ import annotations
