@@ -57,19 +57,23 @@ def load_policy(name: str) -> Policy:
 
 def build_detector(setup: Setup) -> Detector:
     """Make the detector; raise UsageError for everything that the options can be wrong about."""
-    policy = load_policy(setup.policy_name)  # first: a policy's mistakes are told before a model is loaded
+    policy = load_policy(setup.policy_name)  # this and all else that is quick to refuse comes before the model
     with as_usage():
+        from guardcore.conformal import Calibration
         from guardcore.detector import Detector
         from guardcore.encoders import load_encoder
         from guardcore.patches import PatchMode
         from guardcore.scoring import Scoring
 
+        calibration = None if setup.calibration is None else Calibration.load(setup.calibration)
+        patches = PatchMode.parse(setup.patches)
+        scoring = Scoring() if setup.scoring is None else Scoring.parse(setup.scoring)
         return Detector(
             load_encoder(setup.encoder),
             policy,
-            calibration=setup.calibration,
-            patches=PatchMode.parse(setup.patches),
-            scoring=Scoring() if setup.scoring is None else Scoring.parse(setup.scoring),
+            calibration=calibration,
+            patches=patches,
+            scoring=scoring,
             batch_size=setup.batch_size,
             cache_dir=setup.cache,
         )
