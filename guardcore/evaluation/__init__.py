@@ -1,0 +1,1 @@
+"""Generated scenes with known ground truth, and what is measured on them."""
