@@ -12,6 +12,7 @@ from torch import Tensor
 
 ROWS = 16  # rows a program: 4 warps read 4 rows each, 64 elements (2 a lane) at a time
 DEPTH = 64
+DOT_DEPTH = {tl.float32: 16, tl.bfloat16: 32, tl.float16: 32}  # 64 bytes of a row: 32 in fp32 spills on sm_80 and sm_120
 
 LARGE = tl.constexpr(2.0**40)  # squares of rows within 2^-40 ... 2^40 and their sums over D stay normal in fp32
 SMALL = tl.constexpr(2.0**-40)
@@ -75,12 +76,17 @@ def row_scales(rows: Tensor) -> Tensor:
     return scales
 
 
-def dot_type(left: Tensor, right: Tensor) -> tl.dtype:
-    """The matrix units' input type: half precision only where both inputs already have it."""
+def product_kind(left: Tensor, right: Tensor) -> dict[str, object]:
+    """How `cosine_tile` multiplies: input type, step over D and precision of the matrix units.
+
+    Half precision only where both inputs already have it. fp32 means three tf32 products (accurate to fp32) on NVIDIA
+    and plain fp32 on AMD; never tf32 alone.
+    """
     halves = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-    return halves.get(left.dtype, tl.float32) if left.dtype == right.dtype else tl.float32
+    dot = halves.get(left.dtype, tl.float32) if left.dtype == right.dtype else tl.float32
+    return {"DOT": dot, "BD": DOT_DEPTH[dot], "PRECISION": fp32_precision()}
 
 
 def fp32_precision() -> str:
-    """How fp32 is multiplied: three tf32 products (fp32-accurate) on NVIDIA, plain fp32 on AMD; never tf32 alone."""
+    """Of matrix products of fp32 matrices, on the device at hand."""
     return "ieee" if torch.version.hip else "tf32x3"

@@ -11,14 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 from guardcore.triton_kernels.batch import Batch, damping, dense, packed, weights
-from guardcore.triton_kernels.cosine import dot_type, fp32_precision, row_scales
+from guardcore.triton_kernels.cosine import product_kind, row_scales
 from guardcore.triton_kernels.sweeps import LOG2E, fill, item_span, load_weights, solve, stream_for, total_weight
 
 JointPlan = tuple[Tensor, Tensor, Tensor, Tensor]
 
-# Groups are read out by tiles of 64 patches x 64 prototypes times 16 or 32 groups; more groups take another turn.
-READ_ROWS = 64
-READ_WIDTH = 64
+# Groups are read out by tiles of 32 patches x 32 prototypes times 16 or 32 groups; more groups take another turn.
+READ_ROWS = 32
+READ_WIDTH = 32
 GROUPS = (16, 32)
 
 
@@ -163,8 +163,8 @@ def _launch(
         return plan
     workspace = (torch.empty(shape, **floats) for shape in ((X, stream.width), (X, 2), (batch.B, stream.width)))
     blocks = {"BN": stream.fill_rows, "BC": stream.fill_width, "BT": stream.rows, "BM": stream.width}
-    blocks |= {"BD": stream.depth, "BR": READ_ROWS, "BS": READ_WIDTH, "BG": GROUPS[G > GROUPS[0]]}
-    kinds = {"DOT": dot_type(batch.rows, prototypes), "PRECISION": fp32_precision(), "PACKED": batch.offsets is not None}
+    blocks |= {"BR": READ_ROWS, "BS": READ_WIDTH, "BG": GROUPS[G > GROUPS[0]]}
+    kinds = product_kind(batch.rows, prototypes) | {"PACKED": batch.offsets is not None}
     with torch.cuda.device_of(prototypes):
         rows = prototypes.contiguous()
         inputs = (batch.rows, row_scales(batch.rows), rows, row_scales(rows), batch.offsets)

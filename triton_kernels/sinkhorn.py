@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from guardcore.triton_kernels.batch import Batch, damping, dense, packed, weights
-from guardcore.triton_kernels.cosine import cosine_tile, dot_type, fp32_precision, row_scales
+from guardcore.triton_kernels.cosine import cosine_tile, product_kind, row_scales
 from guardcore.triton_kernels.readout import dual_value, patch_scores
 from guardcore.triton_kernels.register_solve import solve_in_registers
 from guardcore.triton_kernels.sweeps import (
@@ -35,17 +35,16 @@ class Tile(NamedTuple):
 
     rows: int
     width: int
-    depth: int
     warps: int
 
 
 # q and K are rows x width / (32 warps) registers each: 32 + 32 at 256 x 32 with 8 warps, the largest that no target
 # spills (16 wide: 4 warps reach the same). Checked by tests/triton/test_offline_compile.py; not timed on a GPU yet.
 TILES = (
-    Tile(rows=64, width=16, depth=64, warps=4),
-    Tile(rows=64, width=32, depth=64, warps=4),
-    Tile(rows=256, width=16, depth=64, warps=4),
-    Tile(rows=256, width=32, depth=64, warps=8),
+    Tile(rows=64, width=16, warps=4),
+    Tile(rows=64, width=32, warps=4),
+    Tile(rows=256, width=16, warps=8),
+    Tile(rows=256, width=32, warps=8),
 )
 PROGRAMS = 296  # streaming programs wanted at once: 2 on each of 148 processors (B200; H100 has 132)
 WORKSPACE_BYTES = 64 << 20  # beyond this, fewer categories run at once; one category of all items always fits
@@ -234,10 +233,10 @@ def _launch(
 def _run_kernels(batch: Batch, inputs: tuple[Tensor | None, ...], plan: Plan, numbers: tuple[float, ...]) -> None:
     rows, _, bank = inputs[:3]
     X, M, C = numbers[1:4]
-    kinds = {"DOT": dot_type(rows, bank), "PRECISION": fp32_precision(), "PACKED": batch.offsets is not None}
+    kinds = product_kind(rows, bank) | {"PACKED": batch.offsets is not None}
     tile = tile_for(min(batch.N, TILES[-1].rows) if batch.offsets is not None else batch.N, M)
     if tile is not None:
-        shape = {"BN": tile.rows, "BM": tile.width, "BD": tile.depth, "num_warps": tile.warps, "num_stages": 2}
+        shape = {"BN": tile.rows, "BM": tile.width, "num_warps": tile.warps, "num_stages": 2}
         register_kernel[(batch.B, C)](*inputs, *plan, *numbers, **kinds, **shape)
     above = -1 if tile is None else tile.rows
     if batch.N > above:
@@ -246,5 +245,5 @@ def _run_kernels(batch: Batch, inputs: tuple[Tensor | None, ...], plan: Plan, nu
         q = torch.empty(S, X, stream.width, dtype=torch.float32, device=rows.device)
         l = torch.empty(S, X, 2, dtype=torch.float32, device=rows.device)
         shape = {"BN": stream.fill_rows, "BC": stream.fill_width, "BT": stream.rows, "BM": stream.width}
-        shape |= {"BD": stream.depth, "num_warps": stream.warps, "num_stages": 2}
+        shape |= {"num_warps": stream.warps, "num_stages": 2}
         stream_kernel[(batch.B, S)](*inputs, q, l, *plan, *numbers, above, **kinds, **shape)

@@ -26,20 +26,19 @@ class Stream(NamedTuple):
     rows: int
     fill_rows: int
     fill_width: int
-    depth: int
     warps: int
 
 
 # A swept tile is 8192 elements: 32 registers a thread at 8 warps, so that a tile, its exponentials and the column sums
 # fit 255 registers. Fills are as large as shared memory allows on sm_120 (99 KB) and gfx942 (64 KB) with fp32 inputs.
 STREAMS = (
-    Stream(width=16, rows=256, fill_rows=128, fill_width=16, depth=32, warps=8),
-    Stream(width=32, rows=256, fill_rows=128, fill_width=32, depth=32, warps=8),
-    Stream(width=64, rows=128, fill_rows=128, fill_width=64, depth=32, warps=8),
-    Stream(width=128, rows=64, fill_rows=128, fill_width=64, depth=32, warps=8),
-    Stream(width=256, rows=32, fill_rows=128, fill_width=64, depth=32, warps=8),
-    Stream(width=512, rows=16, fill_rows=128, fill_width=64, depth=32, warps=8),
-    Stream(width=1024, rows=8, fill_rows=128, fill_width=64, depth=32, warps=8),
+    Stream(width=16, rows=256, fill_rows=128, fill_width=16, warps=8),
+    Stream(width=32, rows=256, fill_rows=128, fill_width=32, warps=8),
+    Stream(width=64, rows=128, fill_rows=128, fill_width=64, warps=8),
+    Stream(width=128, rows=64, fill_rows=128, fill_width=64, warps=8),
+    Stream(width=256, rows=32, fill_rows=128, fill_width=64, warps=8),
+    Stream(width=512, rows=16, fill_rows=128, fill_width=64, warps=8),
+    Stream(width=1024, rows=8, fill_rows=128, fill_width=64, warps=8),
 )
 
 
