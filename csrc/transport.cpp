@@ -53,7 +53,7 @@ Options checked_options(double epsilon, int64_t max_iterations, double tolerance
   STD_TORCH_CHECK(!relaxation || (std::isfinite(*relaxation) && *relaxation >= 0),
                   "relaxation must be None or a finite number >= 0");
   const double damping = relaxation ? *relaxation / (*relaxation + epsilon) : 1.0;
-  return {static_cast<float>(epsilon), static_cast<float>(damping), max_iterations, static_cast<float>(tolerance)};
+  return {epsilon, damping, max_iterations, tolerance};
 }
 
 void check_embeddings(const Tensor& patches, int64_t patch_dims, const Tensor& prototypes, int64_t prototype_dims) {

@@ -23,7 +23,7 @@ namespace guardcore {
 GUARDCORE_CLONES
 static void kernel_tile(const Problem& q, const float* cost, float* shift, float* kernel) {
   const int64_t stride = q.stride;
-  const float rate = 1.0f / q.options.epsilon;
+  const float rate = static_cast<float>(1.0 / q.options.epsilon);
   std::copy(cost, cost + stride, shift);
   for (int64_t m = 1; m < q.prototypes; ++m) {
     const float* __restrict c = cost + m * stride;
@@ -112,7 +112,7 @@ constexpr float kLostShare = 1e-28f, kLargest = 1e30f;
 // v_m = b_m column_m^-damping. Returns the largest v, or infinity if a column sum is too small to trust.
 GUARDCORE_CLONES
 static float column_update(const Problem& q, const float* __restrict column, float largest_u, float* __restrict v) {
-  const float damping = q.options.damping;
+  const float damping = static_cast<float>(q.options.damping);
   const float* __restrict b = q.b;
   float smallest = std::numeric_limits<float>::infinity(), largest = 0;
 #pragma omp simd reduction(min : smallest)
@@ -135,9 +135,10 @@ GUARDCORE_CLONES
 static void finish_rows(const Problem& q, Workspace& w) {
   const float *__restrict a = w.a, *__restrict shift = w.shift, *__restrict row = w.row, *__restrict next = w.next_row;
   float *__restrict f = w.f, *__restrict mass = w.mass, *__restrict per_row = w.per_row;
+  const float epsilon = static_cast<float>(q.options.epsilon);
 #pragma omp simd
   for (int64_t n = 0; n < q.stride; ++n) {
-    f[n] = shift[n] - q.options.epsilon * logarithm(row[n]);
+    f[n] = shift[n] - epsilon * logarithm(row[n]);
     mass[n] = a[n] * next[n] / row[n];
     per_row[n] = 1.0f / next[n];
   }

@@ -1,10 +1,12 @@
-// Sinkhorn's iteration in the log domain: slower by two exponentials per entry and iteration, but nothing underflows.
+// Sinkhorn's iteration in the log domain, for problems that leave float32's range in the kernel domain. Potentials are
+// double: at small epsilon their float rounding, divided by epsilon, would show in the plan. Exponentials stay float.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
 #include "elementary.h"
 #include "isa.h"
@@ -12,12 +14,21 @@
 
 namespace guardcore {
 
-// f_n = -epsilon log sum_m exp((h_m - C_nm) / epsilon), h_m = g_m + epsilon log b_m.
+// Potentials, alone (f, g) and with their weight: l_n = f_n + epsilon log a_n, h_m = g_m + epsilon log b_m.
+struct LogPotentials {
+  explicit LogPotentials(const Problem& q)
+      : f(q.stride), next_f(q.stride), l(q.stride), top(q.stride), g(q.prototypes), h(q.prototypes), sum(q.stride) {}
+
+  std::vector<double> f, next_f, l, top, g, h;
+  std::vector<float> sum;
+};
+
+// f_n = -epsilon log sum_m exp((h_m - C_nm) / epsilon).
 GUARDCORE_CLONES
-static void log_row_update(const Problem& q, const float* cost, const float* h, float* __restrict top, float* __restrict sum,
-                           float* __restrict f) {
-  const float rate = 1.0f / q.options.epsilon;
-  std::fill(top, top + q.stride, -std::numeric_limits<float>::infinity());
+static void log_row_update(const Problem& q, const float* cost, const double* h, double* __restrict top,
+                           float* __restrict sum, double* __restrict f) {
+  const double rate = 1.0 / q.options.epsilon;
+  std::fill(top, top + q.stride, -std::numeric_limits<double>::infinity());
   std::fill(sum, sum + q.stride, 0.0f);
   for (int64_t m = 0; m < q.prototypes; ++m) {
     const float* __restrict c = cost + m * q.stride;
@@ -27,72 +38,74 @@ static void log_row_update(const Problem& q, const float* cost, const float* h, 
   for (int64_t m = 0; m < q.prototypes; ++m) {
     const float* __restrict c = cost + m * q.stride;
 #pragma omp simd
-    for (int64_t n = 0; n < q.stride; ++n) sum[n] += exponential((h[m] - c[n] - top[n]) * rate);
+    for (int64_t n = 0; n < q.stride; ++n) sum[n] += exponential(static_cast<float>((h[m] - c[n] - top[n]) * rate));
   }
-#pragma omp simd
-  for (int64_t n = 0; n < q.stride; ++n) f[n] = -top[n] - q.options.epsilon * logarithm(sum[n]);
+  for (int64_t n = 0; n < q.stride; ++n) f[n] = -top[n] - q.options.epsilon * std::log(static_cast<double>(sum[n]));
 }
 
-// h_m = epsilon (log b_m - damping log sum_n exp((l_n - C_nm) / epsilon)), l_n = f_n + epsilon log a_n; g likewise.
+// g_m = -epsilon damping log sum_n exp((l_n - C_nm) / epsilon).
 GUARDCORE_CLONES
-static void log_column_update(const Problem& q, const float* cost, const float* __restrict l, float* g, float* h) {
-  const float epsilon = q.options.epsilon, rate = 1.0f / epsilon;
+static void log_column_update(const Problem& q, const float* cost, const double* __restrict l, double* g, double* h) {
+  const double epsilon = q.options.epsilon, rate = 1.0 / epsilon;
   for (int64_t m = 0; m < q.prototypes; ++m) {
     const float* __restrict c = cost + m * q.stride;
-    float top = -std::numeric_limits<float>::infinity(), sum = 0;
+    double top = -std::numeric_limits<double>::infinity();
+    float sum = 0;
 #pragma omp simd reduction(max : top)
     for (int64_t n = 0; n < q.stride; ++n) top = l[n] - c[n] > top ? l[n] - c[n] : top;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t n = 0; n < q.stride; ++n) sum += exponential((l[n] - c[n] - top) * rate);
-    g[m] = -q.options.damping * (top + epsilon * std::log(sum));
-    h[m] = g[m] + epsilon * std::log(q.b[m]);
+    for (int64_t n = 0; n < q.stride; ++n) sum += exponential(static_cast<float>((l[n] - c[n] - top) * rate));
+    g[m] = -q.options.damping * (top + epsilon * std::log(static_cast<double>(sum)));
+    h[m] = g[m] + epsilon * std::log(static_cast<double>(q.b[m]));
   }
-}
-
-// The plan of the log domain in the kernel domain's terms: kernel = p(m | n), v = per_row = 1.
-GUARDCORE_CLONES
-static void finish_log_domain(const Problem& q, const float* h, const float* __restrict next_f, Workspace& w) {
-  const float rate = 1.0f / q.options.epsilon;
-  for (int64_t m = 0; m < q.prototypes; ++m) {
-    const float* __restrict c = w.cost + m * q.stride;
-    float* __restrict k = w.kernel + m * q.stride;
-#pragma omp simd
-    for (int64_t n = 0; n < q.stride; ++n) k[n] = exponential((h[m] - c[n] + next_f[n]) * rate);
-  }
-  std::fill(w.v, w.v + q.prototypes, 1.0f);
-  std::fill(w.per_row, w.per_row + q.stride, 1.0f);
 }
 
 // mass_n = a_n exp((f_n - f'_n) / epsilon), the row sums; returns their L1 distance to a.
 GUARDCORE_CLONES
-static float log_row_error(const Problem& q, const float* __restrict a, const float* __restrict f,
-                           const float* __restrict next_f, float* __restrict mass) {
-  const float rate = 1.0f / q.options.epsilon;
+static float log_row_error(const Problem& q, const float* __restrict a, const double* __restrict f,
+                           const double* __restrict next_f, float* __restrict mass) {
+  const double rate = 1.0 / q.options.epsilon;
   float error = 0;
 #pragma omp simd reduction(+ : error)
   for (int64_t n = 0; n < q.stride; ++n) {
-    mass[n] = a[n] * exponential((f[n] - next_f[n]) * rate);
+    mass[n] = a[n] * exponential(static_cast<float>((f[n] - next_f[n]) * rate));
     error += std::fabs(mass[n] - a[n]);
   }
   return error;
 }
 
-inline void solve_in_log_domain(const Problem& q, Workspace& w) {
-  const float epsilon = q.options.epsilon;
-  float *log_a = w.shift, *l = w.u, *h = w.column, *top = w.row, *sum = w.per_row, *next_f = w.next_row;
-  for (int64_t n = 0; n < q.stride; ++n) log_a[n] = epsilon * std::log(w.a[n]);  // -inf at weight 0
-  for (int64_t m = 0; m < q.prototypes; ++m) h[m] = epsilon * std::log(q.b[m]);
-  log_row_update(q, w.cost, h, top, sum, w.f);
-  for (int64_t iteration = 1;; ++iteration) {
-    for (int64_t n = 0; n < q.stride; ++n) l[n] = w.f[n] + log_a[n];
-    log_column_update(q, w.cost, l, w.g, h);
-    log_row_update(q, w.cost, h, top, sum, next_f);
-    w.iterations = static_cast<int32_t>(iteration);
-    w.marginal_error = log_row_error(q, w.a, w.f, next_f, w.mass);
-    if (stops(q.options, iteration, w.marginal_error)) break;
-    std::copy(next_f, next_f + q.stride, w.f);
+// The plan in the kernel domain's terms: kernel = p(m | n), v = per_row = 1.
+GUARDCORE_CLONES
+static void finish_log_domain(const Problem& q, const double* h, const double* __restrict next_f, Workspace& w) {
+  const double rate = 1.0 / q.options.epsilon;
+  for (int64_t m = 0; m < q.prototypes; ++m) {
+    const float* __restrict c = w.cost + m * q.stride;
+    float* __restrict k = w.kernel + m * q.stride;
+#pragma omp simd
+    for (int64_t n = 0; n < q.stride; ++n) k[n] = exponential(static_cast<float>((h[m] - c[n] + next_f[n]) * rate));
   }
-  finish_log_domain(q, h, next_f, w);
+  std::fill(w.v, w.v + q.prototypes, 1.0f);
+  std::fill(w.per_row, w.per_row + q.stride, 1.0f);
+}
+
+inline void solve_in_log_domain(const Problem& q, Workspace& w) {
+  const double epsilon = q.options.epsilon;
+  LogPotentials p(q);
+  for (int64_t m = 0; m < q.prototypes; ++m) p.h[m] = epsilon * std::log(static_cast<double>(q.b[m]));
+  log_row_update(q, w.cost, p.h.data(), p.top.data(), p.sum.data(), p.f.data());
+  for (int64_t iteration = 1;; ++iteration) {
+    // log 0 = -infinity: a patch without weight drops out of every sum
+    for (int64_t n = 0; n < q.stride; ++n) p.l[n] = p.f[n] + epsilon * std::log(static_cast<double>(w.a[n]));
+    log_column_update(q, w.cost, p.l.data(), p.g.data(), p.h.data());
+    log_row_update(q, w.cost, p.h.data(), p.top.data(), p.sum.data(), p.next_f.data());
+    w.iterations = static_cast<int32_t>(iteration);
+    w.marginal_error = log_row_error(q, w.a, p.f.data(), p.next_f.data(), w.mass);
+    if (stops(q.options, iteration, w.marginal_error)) break;
+    p.f.swap(p.next_f);
+  }
+  finish_log_domain(q, p.h.data(), p.next_f.data(), w);
+  std::transform(p.f.begin(), p.f.end(), w.f, [](double f) { return static_cast<float>(f); });
+  std::transform(p.g.begin(), p.g.end(), w.g, [](double g) { return static_cast<float>(g); });
 }
 
 }  // namespace guardcore

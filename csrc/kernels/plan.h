@@ -11,10 +11,10 @@
 namespace guardcore {
 
 struct Options {
-  float epsilon;
-  float damping;
+  double epsilon;
+  double damping;  // of the column update: 1 if balanced, else rho / (rho + epsilon)
   int64_t max_iterations;
-  float tolerance;
+  double tolerance;  // 0: exactly max_iterations
 };
 
 // Patches are padded to `stride` with weight 0 and cost 0; prototypes all have a weight > 0.
