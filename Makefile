@@ -1,0 +1,52 @@
+# `make demo`, `make test`, `make lint`, `make bench`: each installs what it needs into .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# CI and the demo want the same installation, so that one never hides a gap in the other.
+EXTRAS := open_clip,transformers,parquet,bench,dev
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-quick lint format bench clean
+
+demo: $(VENV)/.built
+	$(BIN)/guardcore screen examples/pictures --encoder builtin --policy demo --heatmaps demo-out/heatmaps; \
+	status=$$?; test $$status -le 1  # 0: all clean, 1: something flagged; anything else failed
+	@echo "Heat maps are in demo-out/heatmaps."
+
+test: $(VENV)/.built
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-quick: $(VENV)/.built
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.built
+	$(BIN)/python -m bench.run $(or $(BENCH_ARGS),sinkhorn)
+
+clean:
+	rm -rf build dist demo-out *.egg-info guardcore/_C*.so $(VENV)/.built
+
+# torch comes first: the native build needs it in the environment, and pip must not isolate the build from it.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision "setuptools>=77" wheel ninja
+	touch $@
+
+$(VENV)/.installed: pyproject.toml setup.py $(VENV)/.torch
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$(EXTRAS)]'
+	touch $@
+
+# Only what changed is compiled again.
+$(VENV)/.built: $(CSRC) $(VENV)/.installed
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
