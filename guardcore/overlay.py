@@ -187,7 +187,9 @@ def _headline(verdict: Verdict) -> str:
 def _title(category: str, score: float | None) -> str:
     """Category and score; a score is never rounded up to 1, which no calibration can reach."""
     words = category.replace("_", " ")
-    return words if score is None else f"{words} {min(score, 0.9999):.4f}".rstrip("0")
+    if score is None:
+        return words
+    return f"{words} {score:.3f}" if score < 0.9995 else f"{words} >0.999"
 
 
 def _color(category: str, verdict: Verdict) -> Color:
