@@ -27,6 +27,9 @@ Box = tuple[int, int, int, int]
 _VIEW_AREA = (0.08, 1.0)
 _VIEW_ASPECT = (3 / 4, 4 / 3)
 
+# A slip such as "grid:1000" would mean a million encoder passes a picture.
+_LIMITS = {"grid_size": 64, "views": 1024, "max_tiles": 4096}
+
 
 @dataclass(frozen=True)
 class PatchSet:
@@ -54,13 +57,13 @@ class PatchMode:
         kind: `tokens` (the encoder's own patches of each tile), `grid` (each tile cut into grid_size**2 crops, each
             encoded as a picture; GuardAlign's reading), `views` (each tile, and views - 1 random crops and flips; AWT
             and COLA).
-        grid_size: crops a side of a tile, for `grid`.
-        views: pictures encoded for a square picture, the whole one included, for `views`.
+        grid_size: crops a side of a tile, for `grid`; 1 to 64.
+        views: pictures encoded for a square picture, the whole one included, for `views`; 1 to 1024.
         seed: of the random views. The same seed and picture size give the same views, whatever else is in the list.
         overlap: share of a tile's side that the next tile repeats, at least, in [0, 1).
         max_stretch: a picture up to this aspect ratio is one tile, resized non-uniformly. At least 1.
-        max_tiles: limit on the tiles of one picture. An even longer picture gets this many oblong tiles: coarser, but
-            never cropped.
+        max_tiles: limit on the tiles of one picture, 1 to 4096. An even longer picture gets this many oblong tiles:
+            coarser, but never cropped.
 
     Raises:
         ValueError: a field is out of its range.
@@ -78,9 +81,9 @@ class PatchMode:
         """Check every field."""
         if self.kind not in ("tokens", "grid", "views"):
             raise ValueError(f'kind: expected "tokens", "grid" or "views"; got {self.kind!r}')
-        for field in ("grid_size", "views", "max_tiles"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}: expected at least 1; got {getattr(self, field)!r}")
+        for field, limit in _LIMITS.items():
+            if not 1 <= getattr(self, field) <= limit:
+                raise ValueError(f"{field}: expected 1 to {limit}; got {getattr(self, field)!r}")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap: expected a share in [0, 1); got {self.overlap!r}")
         if not self.max_stretch >= 1:
