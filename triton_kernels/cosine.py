@@ -12,7 +12,8 @@ from torch import Tensor
 
 ROWS = 16  # rows a program: 4 warps read 4 rows each, 64 elements (2 a lane) at a time
 DEPTH = 64
-DOT_DEPTH = {tl.float32: 16, tl.bfloat16: 32, tl.float16: 32}  # 64 bytes of a row: 32 in fp32 spills on sm_80 and sm_120
+# A step over D: 64 bytes of a row. Twice that in fp32 spills registers on sm_80 and sm_120.
+DOT_DEPTH = {tl.float32: 16, tl.bfloat16: 32, tl.float16: 32}
 
 LARGE = tl.constexpr(2.0**40)  # squares of rows within 2^-40 ... 2^40 and their sums over D stay normal in fp32
 SMALL = tl.constexpr(2.0**-40)

@@ -1,8 +1,8 @@
 """Transport of every item's patches to all prototypes at once: the operator `guardcore::joint_sinkhorn`.
 
 One launch, one program an item: sweeps over a workspace of the item's scaled cosines, then the shares of the groups as
-matrix products of the conditional plan with the groups' one-hot matrix. Definition: `guardcore.reference.joint_sinkhorn`;
-notation: `sweeps`, whose launch classes apply.
+matrix products of the conditional plan with the groups' one-hot matrix. Notation and launch classes: `sweeps`;
+definition: `guardcore.reference.joint_sinkhorn`.
 """
 
 import torch
@@ -10,9 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from guardcore.triton_kernels.batch import Batch, damping, dense, packed, weights
-from guardcore.triton_kernels.cosine import product_kind, row_scales
-from guardcore.triton_kernels.sweeps import LOG2E, fill, item_span, load_weights, solve, stream_for, total_weight
+from .batch import Batch, damping, dense, packed, weights
+from .cosine import product_kind, row_scales
+from .sweeps import LOG2E, fill, item_span, load_weights, solve, stream_for, total_weight
 
 JointPlan = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -36,7 +36,7 @@ def group_shares(
     p_q, p_next, p_g, p_b, b_total, p_group, i_n, i_g, n, M, unit,
     BR: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, BG: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Mass and cost [BR, BG] that patches i_n ... give to groups i_g ... by the conditional plan b 2^(G + q - l_next)."""
+    """Mass and cost [BR, BG] that patches i_n ... give to groups i_g ... by p(m|n) = b 2^(G + q - l_next)."""
     o_n, o_g = i_n + tl.arange(0, BR), i_g + tl.arange(0, BG)
     m_n = o_n < n
     b_next = tl.load(p_next + o_n, mask=m_n, other=0.0)  # [BR]
@@ -163,7 +163,7 @@ def _launch(
         return plan
     workspace = (torch.empty(shape, **floats) for shape in ((X, stream.width), (X, 2), (batch.B, stream.width)))
     blocks = {"BN": stream.fill_rows, "BC": stream.fill_width, "BT": stream.rows, "BM": stream.width}
-    blocks |= {"BR": READ_ROWS, "BS": READ_WIDTH, "BG": GROUPS[G > GROUPS[0]]}
+    blocks |= {"BR": READ_ROWS, "BS": READ_WIDTH, "BG": next((size for size in GROUPS if size >= G), GROUPS[-1])}
     kinds = product_kind(batch.rows, prototypes) | {"PACKED": batch.offsets is not None}
     with torch.cuda.device_of(prototypes):
         rows = prototypes.contiguous()

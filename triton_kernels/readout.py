@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from guardcore.triton_kernels.sweeps import LOG2E, row_update
+from .sweeps import LOG2E, row_update
 
 
 @triton.jit
@@ -15,7 +15,7 @@ def shortfall(b_x):
 
 @triton.jit
 def dual_value(rows, b_g, b_b, plan_mass, epsilon, relaxation, damping):
-    """<a, f> + <b, g>, or relaxed <a, f> + rho <b, 1 - exp(-g / rho)> - epsilon (sum T - 1), for g[BM], rows = <a, f>."""
+    """<a, f> + <b, g>, relaxed <a, f> + rho <b, 1 - exp(-g / rho)> - epsilon (sum T - 1); g[BM], rows = <a, f>."""
     b_ratio = b_g / tl.where(relaxation > 0.0, relaxation, 1.0)
     relaxed = relaxation * tl.sum(b_b * shortfall(b_ratio), 0) - epsilon * (plan_mass - 1.0)
     return rows + tl.where(damping == 1.0, tl.sum(b_b * b_g, 0), relaxed)
@@ -24,7 +24,7 @@ def dual_value(rows, b_g, b_b, plan_mass, epsilon, relaxation, damping):
 @triton.jit
 def patch_scores(b_q, b_g, b_b, m_m, unit):
     """sum_m p(m|n) C_nm for rows q[BN, BM], C = 1 - unit q; never below the nearest prototype's C."""
-    b_e, b_sum, b_l = row_update(b_q, b_g, b_b)
+    b_e, b_sum, _ = row_update(b_q, b_g, b_b)
     b_cost = 1.0 - tl.where(m_m[None, :], b_q * unit, 0.0)  # [BN, BM]
     m_b = (b_b > 0.0)[None, :]
     b_score = tl.sum(tl.where(m_b, b_e * b_b[None, :], 0.0) * b_cost, 1) / b_sum  # [BN]

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from guardcore.triton_kernels.sweeps import FLOOR, add_column_terms, row_update
+from .sweeps import FLOOR, add_column_terms, row_update
 
 
 @triton.jit
@@ -14,7 +14,7 @@ def inverse_power(b_t, damping):
 
 @triton.jit
 def iterate_kernel_domain(
-    b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BN: tl.constexpr, BM: tl.constexpr
+    b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BM: tl.constexpr
 ):  # fmt: skip
     """Iterate on K = 2^(q - top) with scalings v = 2^G: no exponential after the first.
 
@@ -46,11 +46,11 @@ def iterate_kernel_domain(
 
 @triton.jit
 def iterate_log_domain(
-    b_q, b_a, b_b, m_m, poison, max_iterations, tolerance, damping, BN: tl.constexpr, BM: tl.constexpr
+    b_q, b_a, b_b, m_m, poison, max_iterations, tolerance, damping, BM: tl.constexpr
 ):  # fmt: skip
     """The same iteration in logarithms, for costs of any spread. Return as above, less the last."""
     b_g = tl.zeros([BM], tl.float32)
-    b_e, b_sum, b_l = row_update(b_q, b_g, b_b)
+    _, _, b_l = row_update(b_q, b_g, b_b)
     b_old = b_l
     b_none = tl.full([BM], float("-inf"), tl.float32)
     iterations = 0
@@ -60,7 +60,7 @@ def iterate_log_domain(
         b_large, b_column = add_column_terms(b_q, b_l, b_a, b_none, tl.zeros([BM], tl.float32))
         b_g = tl.where(m_m, -damping * (b_large + tl.log2(b_column)) + poison, 0.0)
         b_old = b_l
-        b_e, b_sum, b_l = row_update(b_q, b_g, b_b)
+        _, _, b_l = row_update(b_q, b_g, b_b)
         error = tl.sum(b_a * tl.abs(tl.exp2(b_l - b_old) - 1.0), 0)
         iterations += 1
         going = (iterations < max_iterations) & ((error > tolerance) | ((tolerance == 0.0) & (error >= 0.0)))
@@ -69,14 +69,14 @@ def iterate_log_domain(
 
 @triton.jit
 def solve_in_registers(
-    b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BN: tl.constexpr, BM: tl.constexpr
+    b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BM: tl.constexpr
 ):  # fmt: skip
     """Solve q[BN, BM]: return G[BM], l[BN], growth[BN], iterations, row error."""
     b_g, b_l, b_growth, iterations, error, sound = iterate_kernel_domain(
-        b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BN, BM
+        b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BM
     )
     if not sound:
         b_g, b_l, b_growth, iterations, error = iterate_log_domain(
-            b_q, b_a, b_b, m_m, poison, max_iterations, tolerance, damping, BN, BM
+            b_q, b_a, b_b, m_m, poison, max_iterations, tolerance, damping, BM
         )
     return b_g, b_l, b_growth, iterations, error

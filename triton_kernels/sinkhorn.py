@@ -1,8 +1,8 @@
 """Entropic transport of every item's patches to every category's prototypes: the operator `guardcore::sinkhorn`.
 
 Two kernels, both one launch for the whole batch. A problem of at most 256 patches and 32 prototypes is solved in
-registers by one program; a larger one by sweeps over a workspace of its scaled cosines, whose size is bounded by letting
-a program take several categories in turn. Definition: `guardcore.reference.sinkhorn`; notation: `sweeps`.
+registers by one program; a larger one by sweeps over a workspace of its scaled cosines, whose size is bounded by
+letting a program take several categories in turn. Definition: `guardcore.reference.sinkhorn`; notation: `sweeps`.
 """
 
 from typing import NamedTuple
@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from guardcore.triton_kernels.batch import Batch, damping, dense, packed, weights
-from guardcore.triton_kernels.cosine import cosine_tile, product_kind, row_scales
-from guardcore.triton_kernels.readout import dual_value, patch_scores
-from guardcore.triton_kernels.register_solve import solve_in_registers
-from guardcore.triton_kernels.sweeps import (
+from .batch import Batch, damping, dense, packed, weights
+from .cosine import cosine_tile, product_kind, row_scales
+from .readout import dual_value, patch_scores
+from .register_solve import solve_in_registers
+from .sweeps import (
     LOG2E,
     fill,
     item_span,
@@ -78,7 +78,7 @@ def register_kernel(
     b_q = tl.where(m_m[None, :], b_q / unit, float("-inf"))
 
     b_g, b_l, b_growth, iterations, error = solve_in_registers(
-        b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BN, BM
+        b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BM
     )
     b_score = patch_scores(b_q, b_g, b_b, m_m, unit)  # [BN]
     b_r = b_a * b_growth
@@ -238,12 +238,12 @@ def _run_kernels(batch: Batch, inputs: tuple[Tensor | None, ...], plan: Plan, nu
     if tile is not None:
         shape = {"BN": tile.rows, "BM": tile.width, "num_warps": tile.warps, "num_stages": 2}
         register_kernel[(batch.B, C)](*inputs, *plan, *numbers, **kinds, **shape)
-    above = -1 if tile is None else tile.rows
-    if batch.N > above:
+    if tile is None or tile.rows < batch.N:
+        above = -1 if tile is None else tile.rows
         stream = stream_for(M, "prototypes")
         S = categories_at_once(batch.B, C, X, stream.width)
         q = torch.empty(S, X, stream.width, dtype=torch.float32, device=rows.device)
-        l = torch.empty(S, X, 2, dtype=torch.float32, device=rows.device)
+        row_logs = torch.empty(S, X, 2, dtype=torch.float32, device=rows.device)
         shape = {"BN": stream.fill_rows, "BC": stream.fill_width, "BT": stream.rows, "BM": stream.width}
         shape |= {"num_warps": stream.warps, "num_stages": 2}
-        stream_kernel[(batch.B, S)](*inputs, q, l, *plan, *numbers, above, **kinds, **shape)
+        stream_kernel[(batch.B, S)](*inputs, q, row_logs, *plan, *numbers, above, **kinds, **shape)

@@ -1,4 +1,4 @@
-"""Sinkhorn's iteration over a matrix of scaled cosines that is too large for registers: row tiles stream from a workspace.
+"""Sinkhorn's iteration over a matrix of scaled cosines too large for registers: row tiles stream from a workspace.
 
 Everything is in base-2 logarithms and scaled by 1 / (epsilon ln 2): q = cos / (epsilon ln 2), G = g / (epsilon ln 2),
 l_n = log2 sum_m b_m 2^(G_m + q_nm), so that f_n = 1 - epsilon ln 2 l_n. One sweep reads q once: it makes the rows exact
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from guardcore.triton_kernels.cosine import cosine_tile
+from .cosine import cosine_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(1e-31)  # (least row sum) x (least column sum): terms lost below 2^-126 stay under 1e-7 of the sums

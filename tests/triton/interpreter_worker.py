@@ -1,0 +1,49 @@
+"""Run launchers of guardcore.triton_kernels on CPU tensors for the tests: started by the fixture `interpreted`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+import traceback
+import warnings
+from typing import Any
+
+import torch
+
+
+def launch(launcher: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """Call a launcher; `constants` are set in its module for the time of the call (small tables for small grids)."""
+    module = importlib.import_module(f"guardcore.triton_kernels.{launcher.removesuffix('_packed')}")
+    shipped = {name: getattr(module, name) for name in constants}
+    try:
+        vars(module).update(constants)
+        return getattr(module, launcher)(*arguments)
+    finally:
+        vars(module).update(shipped)
+
+
+def serve() -> None:
+    """Answer pickled (launcher, arguments, constants) by (result, error) until standard input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever prints must not get into the answers
+    while True:
+        try:
+            request = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = (launch(*request), None)
+        except Exception:  # noqa: BLE001 - the test process raises it
+            answer = (None, traceback.format_exc())
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)  # torch.empty is NaN: what a kernel leaves unwritten shows
+    warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy's division by zero and overflow are defined here
+    serve()
