@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from click import ClickException
 
 EXIT_CODES = (
     "Exit codes: 0 all clean; 1 something flagged; 2 wrong usage; 3 some inputs could not be judged, none flagged; "
@@ -46,7 +45,7 @@ def named_failures() -> Iterator[None]:
         warnings.showwarning = lambda message, *_args, **_more: say(str(message))
         try:
             yield
-        except (typer.Exit, ClickException):
+        except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except UsageError as error:
             say(str(error))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from PIL import Image
+from typer.testing import CliRunner, Result
 
 from guardcore import __version__
 from guardcore.cli import app
@@ -308,7 +310,96 @@ def test_help_loads_nothing_heavy() -> None:
         "import sys, guardcore.cli\n"
         "try: guardcore.cli.app(['screen', '--help'])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('torch', 'numpy', 'PIL', 'pydantic', 'pyarrow') if name in sys.modules])"
+        "print([name for name in ('torch', 'numpy', 'PIL', 'yaml', 'pyarrow') if name in sys.modules])"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+# The rest needs a process of its own: pipes, signals, terminals.
+CHILD = """
+import importlib.util, sys, time
+import guardcore.cli_screen
+spec = importlib.util.spec_from_file_location("fakes", {conftest!r})
+fakes = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(fakes)
+
+class Slow(fakes.RedDetector):
+    def judge(self, image):
+        time.sleep({pause})
+        return super().judge(image)
+
+guardcore.cli_screen.build_detector = lambda setup: Slow()
+from guardcore.cli import app
+app(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def child() -> Callable[..., list[str]]:
+    """The command of a process whose detector takes `pause` seconds a picture."""
+
+    def command(*arguments: str, pause: float = 0.0) -> list[str]:
+        conftest = str(Path(__file__).with_name("conftest.py"))
+        return [sys.executable, "-c", CHILD.format(conftest=conftest, pause=pause), *arguments]
+
+    return command
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_a_reader_that_leaves_early_is_no_drama(child: Callable[..., list[str]], pictures: Path) -> None:
+    # More lines than a pipe holds, and a reader that takes one, as `| head -1` does.
+    many = [f"missing-{i}.png" for i in range(2000)]
+    process = subprocess.Popen(
+        child("screen", *many, "-f", "json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    assert json.loads(process.stdout.readline())["path"] == "missing-0.png"
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(300) == 141
+
+
+def test_ctrl_c_stops_at_once_and_leaves_whole_lines(child: Callable[..., list[str]], pictures: Path) -> None:
+    for i in range(40):
+        Image.new("RGB", (8, 8), "red").save(pictures / f"{i}.png")
+    process = subprocess.Popen(
+        child("screen", "pictures", "-f", "json", "--batch-size", "1", pause=0.5),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert errors.decode() == "guardcore: interrupted; what is reported so far stands\n"
+    lines = (first + rest).decode().splitlines()
+    assert 1 <= len(lines) < 40
+    assert all(json.loads(line)["schema"] == 1 for line in lines)
+
+
+def test_progress_on_a_terminal_only(child: Callable[..., list[str]], pictures: Path) -> None:
+    command = child("screen", "pictures", "-f", "json", pause=0.2)
+    piped = subprocess.run(command, capture_output=True, timeout=300, env=environment(), check=False)
+    assert piped.stderr.decode().splitlines() == [piped.stderr.decode().strip()]  # the summary and nothing else
+    master, terminal = pty.openpty()
+    shown = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=terminal,
+        timeout=300,
+        env={**environment(), "TERM": "xterm"},
+        check=False,
+    )
+    os.close(terminal)
+    drawn = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "0/4" in drawn
+    assert "flagged" in drawn
+    assert [json.loads(line)["path"] for line in shown.stdout.splitlines()][
+        0
+    ] == "pictures/blue.jpg"  # none of it in here
