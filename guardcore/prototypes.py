@@ -231,7 +231,7 @@ def _check_fingerprints(path: str | Path, metadata: dict[str, Any], policy: Poli
         raise FingerprintError(f"{path}: made from something else; build it anew. {'; '.join(differences)}")
 
 
-def _differences(metadata: dict[str, Any], expected: list[tuple[str, str, object]]) -> list[str]:
+def _differences(metadata: dict[str, Any], expected: Sequence[tuple[str, str, object]]) -> list[str]:
     found = [(what, metadata.get(key), now) for what, key, now in expected if metadata.get(key) != now]
     return [f"{what}: {_short(then)} in the file, {_short(now)} now" for what, then, now in found]
 
