@@ -84,7 +84,7 @@ def register_kernel(
     b_r = b_a * b_growth
     b_f = 1.0 - unit * b_l
     b_g *= unit
-    o_out = (i_c * X + start if PACKED else i_bc * N) + o_n
+    o_out = (tl.cast(X, tl.int64) * i_c + start if PACKED else i_bc * N) + o_n
     tl.store(p_cost + o_out, b_r * b_score, mask=m_n)
     tl.store(p_score + o_out, b_score, mask=m_n)
     tl.store(p_f + o_out, b_f, mask=m_n)
@@ -132,7 +132,7 @@ def stream_kernel(
             p_q, p_l, p_a, a_total, n, b_b, m_m, poison, max_iterations, tolerance, damping, BT, BM
         )
         p_plan, p_next = p_l + (iterations + 1) % 2 * n, p_l + iterations % 2 * n
-        base = i_c * X + start if PACKED else i_bc * N
+        base = tl.cast(X, tl.int64) * i_c + start if PACKED else i_bc * N
         distance, mass, rows = 0.0, 0.0, 0.0
         for i_n in range(0, n, BT):
             o_n = i_n + tl.arange(0, BT)

@@ -10,7 +10,10 @@ import traceback
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 def launch(launcher: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[torch.Tensor, ...]:
@@ -22,6 +25,21 @@ def launch(launcher: str, arguments: tuple[Any, ...], constants: dict[str, Any])
         return getattr(module, launcher)(*arguments)
     finally:
         vars(module).update(shipped)
+
+
+def multiply_bfloat16() -> None:
+    """Mend tl.dot for bfloat16, which the interpreter of triton 3.8 keeps as uint16 and multiplies as bit patterns."""
+    multiply = InterpreterBuilder.create_dot
+
+    def widen(block: TensorHandle) -> TensorHandle:
+        if block.data.dtype != np.uint16:
+            return block
+        return TensorHandle((block.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(builder: InterpreterBuilder, left: Any, right: Any, *rest: Any) -> TensorHandle:
+        return multiply(builder, widen(left), widen(right), *rest)
+
+    InterpreterBuilder.create_dot = create_dot
 
 
 def serve() -> None:
@@ -46,4 +64,5 @@ if __name__ == "__main__":
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)  # torch.empty is NaN: what a kernel leaves unwritten shows
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy's division by zero and overflow are defined here
+    multiply_bfloat16()
     serve()
