@@ -78,7 +78,9 @@ def load_open_clip(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     tokenizer: Tokenizer | None = None,
-    **preprocessing: Any,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
 ) -> OpenClipEncoder:
     """Load `MODEL/PRETRAINED`.
 
@@ -90,11 +92,13 @@ def load_open_clip(
         dtype: of its weights.
         seed: of `random` weights; the global generators are left alone.
         tokenizer: in place of the model's own, sentences to ids `[T, L]`.
-        preprocessing: `mean`, `std`, `interpolation`, for checkpoints that were trained with others than OpenAI's.
+        mean: of red, green and blue in [0, 1], for checkpoints that were trained with another than OpenAI's.
+        std: standard deviation of the same.
+        interpolation: `bicubic` or `bilinear`.
 
     Raises:
         ValueError: the model or tag is unknown (those known are listed), the checkpoint does not load without executing
-            code, or the tower is no plain CLIP or SigLIP ViT.
+            code or does not fit the model, or the tower is no plain CLIP or SigLIP ViT.
         ImportError: open_clip is not installed.
     """
     import open_clip
@@ -102,18 +106,31 @@ def load_open_clip(
     model_name, _, weights = spec.partition("/")
     if not model_name or not weights:
         raise ValueError(f'open_clip: expected "MODEL/PRETRAINED", "MODEL/PATH" or "MODEL/random"; got {spec!r}')
-    if open_clip.get_model_config(model_name) is None:
+    if model_name not in open_clip.list_models():
         raise ValueError(f"open_clip: unknown model {model_name!r}; known: {', '.join(open_clip.list_models())}")
-    source = _source(open_clip, model_name, weights)
+    preprocessing = {"mean": mean, "std": std, "interpolation": interpolation}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = open_clip.create_model(model_name, **source, weights_only=True, force_preprocess_cfg=preprocessing)
+        model = _create(open_clip, model_name, weights, preprocessing)
     return OpenClipEncoder(
         model.to(device=device, dtype=dtype),
         f"open_clip:{spec}",
         (lambda: tokenizer) if tokenizer else (lambda: open_clip.get_tokenizer(model_name)),
         features,
     )
+
+
+def _create(open_clip: Any, model_name: str, weights: str, preprocessing: dict[str, Any]) -> Any:
+    from safetensors import SafetensorError
+
+    source = _source(open_clip, model_name, weights)
+    try:
+        return open_clip.create_model(model_name, **source, weights_only=True, force_preprocess_cfg=preprocessing)
+    except (RuntimeError, SafetensorError, AttributeError, KeyError, TypeError, StopIteration) as error:
+        # open_clip looks into a checkpoint before it checks it: what it stumbles over depends on what is missing.
+        if not Path(weights).is_file():
+            raise
+        raise ValueError(f"open_clip: {weights!r} is no checkpoint of {model_name} ({error!s:.300})") from error
 
 
 def _source(open_clip: Any, model_name: str, weights: str) -> dict[str, Any]:

@@ -181,9 +181,29 @@ def test_a_broken_checkpoint_is_refused_by_name(small_name: str, tmp_path: Path,
         load_open_clip(f"{small_name}/{tmp_path / 'broken.bin'}")
 
 
+def test_a_checkpoint_of_another_model_is_refused_by_name(small_name: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"visual.proj": torch.zeros(3, 5)}, tmp_path / "other.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not a checkpoint")
+    torch.save({"weights": [1, 2]}, tmp_path / "odd.pt")
+    for name in ("other.safetensors", "broken.safetensors", "odd.pt"):
+        with pytest.raises(ValueError, match=f"{name}.* is no checkpoint of {small_name}"):
+            load_open_clip(f"{small_name}/{tmp_path / name}")
+
+
+def test_preprocessing_can_be_given(small_name: str) -> None:
+    given = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bilinear"}
+    found = load_open_clip(f"{small_name}/random", **given).preprocessing  # type: ignore[arg-type]
+    assert (found.mean, found.std, found.interpolation) == tuple(given.values())
+    with pytest.raises(ValueError, match=r"interpolation: .*lanczos"):
+        load_open_clip(f"{small_name}/random", interpolation="lanczos")
+
+
 def test_wrong_names_are_refused_with_what_is_known() -> None:
-    with pytest.raises(ValueError, match=r"unknown model 'ViT-Z-99'.*ViT-B-32"):
-        load_open_clip("ViT-Z-99/openai")
+    for name in ("ViT-Z-99", "hf-hub:somebody", "local-dir:."):  # open_clip's own schemas would fetch or read a folder
+        with pytest.raises(ValueError, match=rf"unknown model '{name}'.*ViT-B-32"):
+            load_open_clip(f"{name}/openai")
     with pytest.raises(ValueError, match=r"tags.*openai"):
         load_open_clip("ViT-B-32/no-such-tag")
     with pytest.raises(ValueError, match="MODEL/random"):
