@@ -36,6 +36,7 @@ clean:
 	rm -rf build dist demo-out *.egg-info guardcore/_C*.so $(VENV)/.built
 
 # torch comes first: the native build needs it in the environment, and pip must not isolate the build from it.
+# The build is a step of its own, after the install: there it compiles only what changed.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -43,10 +44,9 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: pyproject.toml setup.py $(VENV)/.torch
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$(EXTRAS)]'
+	GUARDCORE_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
 
-# Only what changed is compiled again.
 $(VENV)/.built: $(CSRC) $(VENV)/.installed
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
