@@ -1,4 +1,4 @@
-"""Calibrate the built-in encoder with the demonstration policy on generated benign scenes; the file ships in the package.
+"""Calibrate the built-in encoder with the demonstration policy on generated benign scenes, for the package to ship.
 
 python -m bench.calibrate_builtin [--scenes 1000] [--encoder builtin|FILE.safetensors]
 """

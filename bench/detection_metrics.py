@@ -16,8 +16,10 @@ Bools = NDArray[np.bool_]
 
 
 def auroc(scores: Floats, positive: Bools) -> float:
-    """Probability that a positive scores above a negative, ties one half."""
+    """Probability that a positive scores above a negative, ties one half; NaN without either."""
     negatives, positives = np.sort(scores[~positive]), scores[positive]
+    if not len(negatives) or not len(positives):
+        return float("nan")
     below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
     return float(below.mean() / (2 * len(negatives)))
 

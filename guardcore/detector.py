@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from copy import copy
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -19,12 +20,13 @@ from PIL import Image
 from guardcore.conformal import Calibration
 from guardcore.encoders.protocol import Encoder
 from guardcore.judging import judge, judge_error
+from guardcore.packing import PackedPatches
 from guardcore.patches import PatchMode, PatchSet, extract_patches
 from guardcore.policy import Policy
 from guardcore.prefetch import prefetch
 from guardcore.probes import probe_pictures
 from guardcore.prototypes import FingerprintError, PrototypeBank, image_cost_spread
-from guardcore.scoring import PackedPatches, Scoring, Weights
+from guardcore.scoring import Scoring, Weights
 from guardcore.verdict import ScreenError, Verdict
 
 T = TypeVar("T")
@@ -141,11 +143,8 @@ class Detector:
             return self.screen([images])[0]
         if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             raise TypeError(f"images: expected a PIL image or a sequence of them; got {type(images).__name__}")
-        return [
-            verdict
-            for batch in _batched(images, self.batch_size)
-            for verdict in self._judge(self._measure(self._embed(batch)))
-        ]
+        batches = _batched(images, self.batch_size)
+        return list(self._judge(found for batch in batches for found in self._measure(self._embed(batch))))
 
     def screen_batches(
         self, images: Iterable[Image.Image | Exception], batch_size: int | None = None
@@ -156,8 +155,8 @@ class Detector:
         as it goes) is decoded while earlier pictures are encoded. At most seven batches exist at a time. An exception
         that the iterable raises is raised after the verdicts before it; closing the generator stops the threads.
         """
-        for found in self.measure_batches(images, batch_size):
-            yield from self._judge([found])
+        with closing(self.measure_batches(images, batch_size)) as measured:
+            yield from self._judge(measured)
 
     def measure_batches(
         self, images: Iterable[Image.Image | Exception], batch_size: int | None = None
@@ -197,14 +196,13 @@ class Detector:
         measured = iter(measure(sound, self.bank, self.scoring)) if sound else iter(())
         return [next(measured) if isinstance(item, PatchSet) else item for item in sets]
 
-    def _judge(self, measured: Iterable[Measurement | ScreenError]) -> list[Verdict]:
+    def _judge(self, measured: Iterable[Measurement | ScreenError]) -> Iterator[Verdict]:
         fingerprint = self.fingerprint
-        return [
-            judge_error(found, self.policy, fingerprint)
-            if isinstance(found, ScreenError)
-            else judge(found, self.policy, self.calibration, fingerprint)
-            for found in measured
-        ]
+        for found in measured:
+            if isinstance(found, ScreenError):
+                yield judge_error(found, self.policy, fingerprint)
+            else:
+                yield judge(found, self.policy, self.calibration, fingerprint)
 
     def _find_calibration(self, calibration: Calibration | str | Path | None) -> Calibration | None:
         if calibration is None:

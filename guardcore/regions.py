@@ -51,8 +51,8 @@ class Lattice:
     @property
     def area(self) -> Floats:
         """Share of the picture in each cell, float64 [Y, X]; sums to 1."""
-        cells: Floats = np.diff(self.ys)[:, None] * np.diff(self.xs)[None, :].astype(np.float64)
-        return cells / cells.sum()
+        cells = np.outer(np.diff(self.ys), np.diff(self.xs)).astype(np.float64)
+        return np.asarray(cells / cells.sum())
 
     def lowest(self, values: Floats) -> Floats:
         """Lowest of values [N] over the patches that cover each cell, [Y, X]; +inf where none does."""
@@ -143,7 +143,7 @@ def find_regions(
         patches, and
     among equal ones after the lowest of distances [C].
     """
-    suspects = flagged.any(axis=0)
+    suspects: Bools = np.any(flagged, axis=0)
     if not suspects.any():
         return ()
     lattice = Lattice.of(boxes, size)

@@ -19,16 +19,15 @@ global-cosine          1 - cos(picture, mean prototype), the same for every patc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from itertools import pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from guardcore.ops import joint_sinkhorn_packed, sinkhorn_packed
-from guardcore.patches import PatchSet
+from guardcore.packing import PackedPatches, lowest_mean, packed_mean
 from guardcore.prototypes import PrototypeBank
 
 Rule = Literal["normalized", "joint", "softmax", "paper", "mean-prototype-cosine", "max-patch-cosine", "global-cosine"]
@@ -36,29 +35,6 @@ Weights = Literal["uniform", "entropy", "inverse-entropy"]
 
 # Chosen by bench/detection.py; docs/detection.md shows the table and says why.
 DEFAULT_RULE: Rule = "joint"
-
-
-class PackedPatches(NamedTuple):
-    """Patches and global vectors of B pictures, one after the other.
-
-    embeddings [T, D] fp32; cu_seqlens [B+1] int32, where each picture's patches start and the last ones end;
-    images [V, D] fp32, the vectors of all tiles; image_offsets [B+1] int32, the same for them.
-    """
-
-    embeddings: Tensor
-    cu_seqlens: Tensor
-    images: Tensor
-    image_offsets: Tensor
-
-    @classmethod
-    def pack(cls, sets: Sequence[PatchSet]) -> PackedPatches:
-        """Lay the patches of at least one picture end to end."""
-        return cls(
-            torch.cat([item.embeddings for item in sets]).float(),
-            _offsets([len(item.embeddings) for item in sets]),
-            torch.cat([item.image for item in sets]).float(),
-            _offsets([len(item.image) for item in sets]),
-        )
 
 
 class Scores(NamedTuple):
@@ -252,23 +228,6 @@ _RULES: dict[Rule, Callable[[PackedPatches, PrototypeBank, Scoring], _Part]] = {
 }
 
 
-def lowest_mean(scores: Tensor, offsets: Tensor, count: int) -> Tensor:
-    """Mean of each picture's `count` lowest scores[C, T]: [B, C]; NaN without patches or with a non-finite one."""
-    rows = []
-    for item in _items(scores, offsets):
-        valid = item.shape[1] and bool(item.isfinite().all())
-        lowest = item.topk(min(count, item.shape[1]), dim=1, largest=False).values.mean(dim=1) if valid else None
-        rows.append(scores.new_full(scores.shape[:1], torch.nan) if lowest is None else lowest)
-    return torch.stack(rows)
-
-
-def packed_mean(values: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean of values[G, T] over each picture's patches, weighted by weights[T] if given: [B, G]."""
-    weights = values.new_ones(values.shape[1:]) if weights is None else weights
-    pairs = zip(_items(values * weights, offsets), _items(weights[None], offsets), strict=True)
-    return torch.stack([item.sum(dim=1) / total.sum() for item, total in pairs])
-
-
 def mean_prototypes(prototypes: Tensor, present: Tensor) -> Tensor:
     """Direction of the mean unit prototype of each category, Eq. 7: prototypes[C, M, D], present[C, M] -> [C, D]."""
     return unit((unit(prototypes) * present[..., None]).sum(dim=1))
@@ -306,15 +265,6 @@ def _text_weights(prototypes: Tensor, present: Tensor, scoring: Scoring) -> Tens
 
 def _sign(scoring: Scoring) -> int:
     return 1 if scoring.patch_weights == "entropy" else -1
-
-
-def _items(values: Tensor, offsets: Tensor) -> list[Tensor]:
-    edges = offsets.tolist()
-    return [values[:, start:stop] for start, stop in pairwise(edges)]
-
-
-def _offsets(lengths: Sequence[int]) -> Tensor:
-    return torch.tensor([0, *lengths]).cumsum(dim=0).to(torch.int32)
 
 
 def _to(packed: PackedPatches, *tensors: Tensor) -> list[Tensor]:
