@@ -20,8 +20,10 @@ SOLID, FAINT = 0.3, 0.06
 IGNORED = -1
 
 # Training starts on few, large and little changed objects; small ones among clutter teach nothing at first.
-EASY = SceneOptions(objects=(1, 4), scale=(0.3, 0.65), augment=0.35, degrade=0.3, rotation=25, photographs=0.4)
-FULL = SceneOptions(objects=(1, 7), scale=(0.15, 0.6), augment=0.75, degrade=0.7, rotation=35)
+EASY = SceneOptions(
+    objects=(1, 4), scale=(0.3, 0.65), augment=0.35, degrade=0.3, rotation=25, photographs=0.4, visible=0.0
+)
+FULL = SceneOptions(objects=(1, 7), scale=(0.15, 0.6), augment=0.75, degrade=0.7, rotation=35, visible=0.0)
 EASY_SCENES = 18_000
 
 

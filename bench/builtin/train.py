@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed, multiprocessing, nn
 
-from bench.builtin.data import SceneStream
+from bench.builtin.data import Batch, SceneStream
 from bench.builtin.evaluate import quick_metrics
 from bench.builtin.losses import total_loss
 from bench.builtin.muon import Muon
@@ -85,7 +85,8 @@ class Trainer:
             self.arguments.art, self.styles, self.arguments.batch // self.arguments.processes, self.step,
             self.arguments.seed + self.rank, self.config.grid,
         )  # fmt: skip
-        source, last, running = iter(stream), time.monotonic(), {}
+        source, last = iter(stream), time.monotonic()
+        running: dict[str, float] = {}
         saved = measured = self.elapsed
         while self.elapsed < self.arguments.minutes * 60:
             losses = self._train_step(next(source))
@@ -120,10 +121,10 @@ class Trainer:
         for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
-    def _train_step(self, batch: object) -> dict[str, float]:
+    def _train_step(self, batch: Batch) -> dict[str, float]:
         for group in [g for o in self.optimizers for g in o.param_groups]:
             group["lr"] = self.arguments.rate * self._rate()
-        losses = total_loss(self.network, batch, normalize_pixels(batch.images), self.sampler)  # type: ignore[attr-defined,arg-type]
+        losses = total_loss(self.network, batch, normalize_pixels(batch.images), self.sampler)
         self.network.zero_grad(set_to_none=True)
         losses["total"].backward()
         self._average_gradients()

@@ -25,6 +25,9 @@ from guardcore.evaluation.restyle import degrade, restyle
 
 Kind = Literal["any", "benign", "unsafe"]
 
+# Large objects in number may never all stay visible; the last drawing is then taken as it is.
+_REDRAWS = 20
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -88,6 +91,7 @@ class SceneOptions:
     augment: probability of each style change of a sprite (0 = the art as published).
     degrade: probability of blur, noise, JPEG and color shift of the finished scene.
     photographs: share of scenes whose background is a photograph, if there are any.
+    visible: the share of each object that must stay uncovered; a scene that fails is drawn again, a few times at most.
     """
 
     size: int = 128
@@ -97,6 +101,7 @@ class SceneOptions:
     augment: float = 0.0
     degrade: float = 0.0
     photographs: float = 0.5
+    visible: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,14 @@ class SceneGenerator:
     def scene(self, index: int, kind: Kind = "any") -> Scene:
         """Scene number `index`. kind: "benign" has no unsafe object, "unsafe" exactly one, "any" draws freely."""
         rng = np.random.default_rng([self.seed, index])
+        scene = self._draw(rng, kind)
+        for _ in range(_REDRAWS):
+            if min(thing.visible for thing in scene.objects) >= self.options.visible:
+                break
+            scene = self._draw(rng, kind)
+        return scene
+
+    def _draw(self, rng: np.random.Generator, kind: Kind) -> Scene:
         options = self.options
         canvas = draw_background(rng, options.size, self.photographs, options.photographs)
         owner = np.full((options.size, options.size), -1, np.int16)
@@ -141,16 +154,16 @@ class SceneGenerator:
         return Scene(np.asarray(image), owner, objects)
 
     def _choose(self, rng: np.random.Generator, kind: Kind) -> list[int]:
-        """Concept indices from bottom to top, distinct, available in at least one of the styles."""
+        """Distinct concepts from bottom to top, available in a style; fewer than asked for when the art has no more."""
         weights = self._frequencies
         unsafe = np.array([c.category is not None for c in self.art.concepts])
         low, high = self.options.objects
         count = int(rng.integers(low, high + 1))
         if kind == "any":
-            return list(_draw(rng, weights, count))
-        chosen = list(_draw(rng, weights * ~unsafe, count))
+            return list(_pick(rng, weights, count))
+        chosen = list(_pick(rng, weights * ~unsafe, count))
         if kind == "unsafe":
-            chosen.insert(int(rng.integers(len(chosen) + 1)), int(_draw(rng, weights * unsafe, 1)[0]))
+            chosen.insert(int(rng.integers(len(chosen) + 1)), int(_pick(rng, weights * unsafe, 1)[0]))
         return chosen
 
     @cached_property
@@ -217,7 +230,8 @@ def _crop(atlas: Image.Image, index: int, cell: int, columns: int) -> Image.Imag
     return sprite.crop(box) if box else sprite
 
 
-def _draw(rng: np.random.Generator, weights: NDArray[np.float64], count: int) -> list[int]:
+def _pick(rng: np.random.Generator, weights: NDArray[np.float64], count: int) -> list[int]:
+    count = min(count, int((weights > 0).sum()))
     picks = rng.choice(len(weights), size=count, replace=False, p=weights / weights.sum())
     return [int(p) for p in picks]
 

@@ -119,6 +119,13 @@ def test_kinds_keep_to_their_word(art: Art) -> None:
     assert all(unsafe(draw(art, i, kind="unsafe")) == 1 for i in range(30))
 
 
+def test_objects_stay_visible(art: Art) -> None:
+    crowded = [draw(art, i, objects=(3, 3), scale=(0.3, 0.5), visible=v) for v in (0.0, 0.6) for i in range(40)]
+    least = [min(o.visible for o in scene.objects) for scene in crowded]
+    assert min(least[:40]) < 0.6
+    assert min(least[40:]) >= 0.6
+
+
 def test_weights_of_zero_are_never_drawn(art: Art) -> None:
     generator = SceneGenerator(art, art.styles, (), 0, SceneOptions(objects=(1, 1)), np.array([0.0, 1.0, 0.0, 0.0]))
     assert {o.concept for i in range(20) for o in generator.scene(i).objects} == {1}
