@@ -23,7 +23,7 @@ class Outcome:
         on_error: the policy's action for pictures that cannot be judged.
         format: as decoded, e.g. "PNG"; None if it was not.
         notes: what was changed on the way to 8-bit upright RGB, and what was not looked at.
-        seconds: from opening the file to the verdict, the wait in the batch included.
+        seconds: spent on reading and decoding the file. Judging is done by the batch and has no share a picture.
         duplicate_of: path of the earlier input that is the same file; the verdict is that one's.
         heatmap, redacted: the files written about this picture.
         unwritten: a picture that was asked for could not be written; why is in the notes.

@@ -187,7 +187,8 @@ class TableWriter:
         verdict = row["action"].upper() if outcome.status == "flagged" else outcome.status
         score = "" if row["score"] is None else f"{row['score']:.3f}"
         where = str(len(row["regions"]) or "")
-        notes = [f"{outcome.error_kind}: {outcome.error_message}"] if outcome.error_kind else []
+        # Why a run is uncalibrated is told once, on standard error.
+        notes = [f"{outcome.error_kind}: {outcome.error_message}"] if outcome.status == "error" else []
         notes += [f"same file as {outcome.duplicate_of}"] if outcome.duplicate_of else []
         cells = (verdict, outcome.path, row["category"] or "", score, where, f"{outcome.seconds:.2f} s")
         self.outcomes.append((outcome.status, *cells, "; ".join([*notes, *outcome.notes])))
@@ -203,7 +204,7 @@ class TableWriter:
         table.add_column("verdict", no_wrap=True)
         table.add_column("picture", overflow="fold", ratio=3, min_width=12)
         table.add_column("nearest to", overflow="fold")
-        for name in ("score", "regions", "time"):
+        for name in ("score", "regions", "decoding"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("notes", overflow="fold", ratio=4, style="dim")
         for status, verdict, *cells in self.outcomes:

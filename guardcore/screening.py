@@ -108,13 +108,16 @@ class _Job:
         self.error = source.error
         self.decoding: Future[LoadedImage] | None = None
         self.loaded: LoadedImage | None = None
-        self.started = time.perf_counter()
+        self.seconds = 0.0
         self.outcome: Outcome | None = None
 
     def decode(self, reading: Reading) -> LoadedImage:
         """Open the picture; runs in a decoder thread."""
-        self.started = time.perf_counter()
-        return open_image(self.source, reading.limits, alpha=reading.alpha)
+        started = time.perf_counter()
+        try:
+            return open_image(self.source, reading.limits, alpha=reading.alpha)
+        finally:
+            self.seconds = time.perf_counter() - started
 
     def settle(self) -> None:
         """Wait for the decoder, if one was asked."""
@@ -181,11 +184,11 @@ class _Feed:
         job = self.line.popleft()
         loaded, job.loaded = job.loaded, None
         assert loaded is not None  # without_picture has just made sure
-        outcome = Outcome(job.path, verdict, None, self.on_error, loaded.format, loaded.notes)
+        outcome = Outcome(job.path, verdict, None, self.on_error, loaded.format, loaded.notes, job.seconds)
         if self.sink is not None:
             outcome = _with_pictures(outcome, job.source, loaded.image, self.sink)
-        job.outcome = replace(outcome, seconds=time.perf_counter() - job.started)
-        return job.outcome
+        job.outcome = outcome
+        return outcome
 
     def rest(self, reason: ImageError) -> Iterator[Outcome]:
         """Yield an outcome for everything that no verdict came for."""
@@ -199,8 +202,7 @@ class _Feed:
         """Close a job without a verdict of its own: a repeated file, a broken one, or one the detector left out."""
         if job.first is not None and job.first.outcome is not None:
             return replace(job.first.outcome, path=job.path, duplicate_of=job.first.path, seconds=0.0)
-        seconds = time.perf_counter() - job.started
-        job.outcome = Outcome(job.path, error=job.error or reason, on_error=self.on_error, seconds=seconds)
+        job.outcome = Outcome(job.path, error=job.error or reason, on_error=self.on_error, seconds=job.seconds)
         return job.outcome
 
 
