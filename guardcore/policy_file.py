@@ -17,8 +17,9 @@ from guardcore.policy_errors import FieldPath, PolicyError, Problem, field_name
 
 MAX_BYTES = 1 << 20  # a policy of 1,000 nouns is about 30 kB
 MAX_DEPTH = 16  # a policy nests four levels
-MAX_NODES = 50_000  # after aliases are expanded
+MAX_NODES = 10_000  # after aliases are expanded; the most prototypes that a policy may have need about 1,500
 
+_TOO_MANY = f"more than {MAX_NODES:,} values, each alias (*) counted as often as it stands"
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = frozenset(_TAG + kind for kind in ("str", "int", "float", "bool", "null", "timestamp"))
 
@@ -45,15 +46,18 @@ class _RefusedError(Exception):
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """SafeLoader whose composer, recursive in PyYAML, refuses deep nesting instead of exhausting the stack."""
+    """SafeLoader whose composer, recursive in PyYAML, refuses deep nesting and endless lists while they are cheap."""
 
     depth = 0
+    count = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.depth += 1
-        if self.depth > MAX_DEPTH:
+        self.count += 1
+        if self.depth > MAX_DEPTH or self.count > MAX_NODES:
             line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
-            raise _RefusedError(line, f"nested deeper than {MAX_DEPTH} levels")
+            limit = f"nested deeper than {MAX_DEPTH} levels" if self.depth > MAX_DEPTH else _TOO_MANY
+            raise _RefusedError(line, limit)
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -86,7 +90,7 @@ class _Reader:
         if id(node) in self.open:
             raise _RefusedError(line, "an alias (*) stands inside the value that it repeats")
         if self.count > MAX_NODES:
-            raise _RefusedError(line, f"more than {MAX_NODES:,} values once its aliases (*) are expanded")
+            raise _RefusedError(line, _TOO_MANY)
         self.open.add(id(node))
 
     def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, object]:
