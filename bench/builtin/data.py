@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,9 @@ EASY = SceneOptions(
     objects=(1, 4), scale=(0.3, 0.65), augment=0.35, degrade=0.3, rotation=25, photographs=0.4, visible=0.0
 )
 FULL = SceneOptions(objects=(1, 7), scale=(0.15, 0.6), augment=0.75, degrade=0.7, rotation=35, visible=0.0)
-EASY_SCENES = 18_000
+# It ends closer to the pictures that count, with less of every change.
+LATE = SceneOptions(objects=(1, 7), scale=(0.15, 0.5), augment=0.5, degrade=0.4, rotation=32, visible=0.0)
+EASY_SCENES = 18_000  # of each process
 
 
 @dataclass(frozen=True)
@@ -90,28 +93,25 @@ def training_weights(art: Art) -> NDArray[np.float64]:
 
 
 class SceneStream:
-    """An endless stream of training batches; batch k depends on the seed and k alone."""
+    """An endless stream of training batches; batch k depends on the seed, k and the stage alone.
 
-    def __init__(self, folder: Path, styles: Sequence[str], batch: int, first: int, seed: int, grid: int) -> None:
-        self.folder, self.styles, self.batch, self.first, self.seed, self.grid = (
-            folder,
-            tuple(styles),
-            batch,
-            first,
-            seed,
-            grid,
+    late: asked before every batch whether the last stage has begun.
+    """
+
+    def __init__(
+        self, folder: Path, styles: Sequence[str], batch: int, seed: int, grid: int, late: Callable[[], bool]
+    ) -> None:
+        self.batch, self.grid, self.late = batch, grid, late
+        self.art = load_art(folder, styles)
+        photographs = load_photographs(folder / "photographs" / "train")
+        weights = training_weights(self.art)
+        self.easy, self.full, self.last = (
+            SceneGenerator(self.art, tuple(styles), photographs, seed, options, weights)
+            for options in (EASY, FULL, LATE)
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        art = load_art(self.folder, self.styles)
-        photographs = load_photographs(self.folder / "photographs" / "train")
-        easy, full = (
-            SceneGenerator(art, self.styles, photographs, self.seed, options, training_weights(art))
-            for options in (EASY, FULL)
-        )
-        index = self.first * self.batch
-        while True:
-            generator = easy if index < EASY_SCENES else full
-            scenes = [generator.scene(index + i) for i in range(self.batch)]
-            index += self.batch
-            yield collate(scenes, self.grid, len(art.concepts))
+    def batches(self, first: int) -> Iterator[Batch]:
+        """Batches number `first`, `first` + 1, ..."""
+        for index in itertools.count(first * self.batch, self.batch):
+            generator = self.easy if index < EASY_SCENES else self.last if self.late() else self.full
+            yield collate([generator.scene(index + i) for i in range(self.batch)], self.grid, len(self.art.concepts))

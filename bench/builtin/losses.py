@@ -1,4 +1,4 @@
-"""The four losses of the built-in encoder."""
+"""The losses of the built-in encoder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from bench.builtin.data import IGNORED, Batch
 from bench.builtin.texts import TextSampler
 from guardcore.encoders.builtin_network import MAX_SCALE, BuiltinNetwork
 
-# Relative weights of the losses, and of background patches against object patches in the dense one.
-POOLED, GLOBAL, CAPTION, KEYWORD, BACKGROUND = 0.5, 0.25, 0.15, 0.15, 0.35
+# Relative weights of the losses; BACKGROUND is that of empty patches, DETECTION counts in the late stage only.
+POOLED, GLOBAL, CAPTION, KEYWORD, BACKGROUND, DETECTION = 0.5, 0.25, 0.15, 0.15, 0.35, 0.3
 KEYWORDS_A_STEP, TOKENS_A_STEP = 128, 1536
 
 
-def total_loss(network: BuiltinNetwork, batch: Batch, pixels: Tensor, sampler: TextSampler) -> dict[str, Tensor]:
-    """All losses of a batch by name; "total" is their weighted sum. pixels: float32 [B, 3, S, S]."""
+def total_loss(
+    network: BuiltinNetwork, batch: Batch, pixels: Tensor, sampler: TextSampler, *, late: bool
+) -> dict[str, Tensor]:
+    """All losses of a batch by name; "total" is their weighted sum. pixels: float32 [B, 3, S, S].
+
+    late: adds the detection losses, which only make sense once concepts are known.
+    """
     with torch.autocast("cpu", dtype=torch.bfloat16):
         patches, image = network.image(pixels)
     texts = network.text(sampler.names())  # [concepts + 1, D]
@@ -30,6 +35,8 @@ def total_loss(network: BuiltinNetwork, batch: Batch, pixels: Tensor, sampler: T
         "caption": caption_loss(image, network.text(sampler.captions(batch.concepts)), scales[3]),
         "keyword": keyword_loss(network, patches, batch, sampler, scales[2]),
     }
+    if late:
+        losses |= detection_losses(patches, texts, batch, scales[0], sampler.unsafe)
     weights = {
         "objects": 1.0,
         "background": BACKGROUND,
@@ -37,6 +44,8 @@ def total_loss(network: BuiltinNetwork, batch: Batch, pixels: Tensor, sampler: T
         "global": GLOBAL,
         "caption": CAPTION,
         "keyword": KEYWORD,
+        "unsafe_patch": DETECTION,
+        "unsafe_scene": DETECTION,
     }
     losses["total"] = torch.stack([weights[k] * v for k, v in losses.items()]).sum()
     return losses
@@ -52,6 +61,23 @@ def dense_losses(patches: Tensor, texts: Tensor, batch: Batch, scale: Tensor) ->
     weights = torch.where(empty, 0.0, batch.weights[used])
     objects = (entropy * weights).sum() / weights.sum().clamp(min=1)
     return objects, (entropy * empty).sum() / empty.sum().clamp(min=1)
+
+
+def detection_losses(patches: Tensor, texts: Tensor, batch: Batch, scale: Tensor, unsafe: Tensor) -> dict[str, Tensor]:
+    """Is a patch, and is a scene, unsafe at all? By the share that the softmax gives to unsafe concepts.
+
+    unsafe: bool [concepts + 1]. The scene's log-odds are the mean of its four highest patches: mistakes that a detector
+    would make weigh most. Scenes whose only unsafe object is nearly hidden are left out.
+    """
+    logits = scale * patches @ texts.T
+    odds = logits[..., unsafe].logsumexp(-1) - logits[..., ~unsafe].logsumexp(-1)  # [B, N]
+    used = batch.labels != IGNORED
+    truth = unsafe[batch.labels.clamp(min=0)] & used
+    patch = F.binary_cross_entropy_with_logits(odds[used], truth[used].float(), pos_weight=torch.tensor(4.0))
+    visible = (batch.present & unsafe[:-1]).any(1)
+    clear = visible == truth.any(1)
+    scene = F.binary_cross_entropy_with_logits(odds.topk(4, 1).values.mean(1)[clear], visible[clear].float())
+    return {"unsafe_patch": patch, "unsafe_scene": scene}
 
 
 def pooled_loss(patches: Tensor, texts: Tensor, batch: Batch, scale: Tensor) -> Tensor:

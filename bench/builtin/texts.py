@@ -39,12 +39,13 @@ class TextSampler:
     """Draws texts for all concepts at once.
 
     keywords: the single words that get a loss of their own; `membership` float32 [concepts, keywords] is 1 where a word
-    belongs to a concept.
+    belongs to a concept. unsafe: bool [concepts + 1], the last one for the background.
     """
 
     def __init__(self, concepts: Sequence[Concept], vocabulary: Vocabulary, seed: int) -> None:
         self.concepts = concepts
         self.vocabulary = vocabulary
+        self.unsafe = torch.tensor([*(c.category is not None for c in concepts), False])
         self.rng = np.random.default_rng(seed)
         self.keywords = sorted({w for c in concepts for w in concept_words(c)})
         column = {w: i for i, w in enumerate(self.keywords)}

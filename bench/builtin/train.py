@@ -30,6 +30,8 @@ from guardcore.encoders.builtin_network import BuiltinConfig, BuiltinNetwork
 from guardcore.evaluation.scenes import load_art
 
 EMA, WARMUP = 0.9985, 200
+# Share of the time after which the last stage begins: milder changes of style, and the detection losses.
+LATE_FROM = 0.5
 
 
 def main() -> None:
@@ -81,11 +83,9 @@ class Trainer:
     def run(self) -> None:
         """Trains until the minutes are used up, then exports the average."""
         self._resume()
-        stream = SceneStream(
-            self.arguments.art, self.styles, self.arguments.batch // self.arguments.processes, self.step,
-            self.arguments.seed + self.rank, self.config.grid,
-        )  # fmt: skip
-        source, last = iter(stream), time.monotonic()
+        batch, seed = self.arguments.batch // self.arguments.processes, self.arguments.seed + self.rank
+        stream = SceneStream(self.arguments.art, self.styles, batch, seed, self.config.grid, self._late)
+        source, last = stream.batches(self.step), time.monotonic()
         running: dict[str, float] = {}
         saved = measured = self.elapsed
         while self.elapsed < self.arguments.minutes * 60:
@@ -124,7 +124,7 @@ class Trainer:
     def _train_step(self, batch: Batch) -> dict[str, float]:
         for group in [g for o in self.optimizers for g in o.param_groups]:
             group["lr"] = self.arguments.rate * self._rate()
-        losses = total_loss(self.network, batch, normalize_pixels(batch.images), self.sampler)
+        losses = total_loss(self.network, batch, normalize_pixels(batch.images), self.sampler, late=self._late())
         self.network.zero_grad(set_to_none=True)
         losses["total"].backward()
         self._average_gradients()
@@ -134,6 +134,9 @@ class Trainer:
         self.step += 1
         self._update_average()
         return {k: float(v.detach()) for k, v in losses.items()}
+
+    def _late(self) -> bool:
+        return self.elapsed >= LATE_FROM * self.arguments.minutes * 60
 
     def _rate(self) -> float:
         """Linear warm-up over steps, then a half cosine over the clock."""
