@@ -30,7 +30,8 @@ def quantiles_of(scores: Sequence[Floats]) -> Floats:
 def level_at(quantiles: Floats, scores: Floats) -> Floats:
     """Where scores [C, N] fall among quantiles [C, K], as a share of benign patches in [PATCH_LEVELS[0], 1]."""
     logs = np.log(PATCH_LEVELS)
-    return np.exp(np.stack([np.interp(s, q, logs) for s, q in zip(scores, quantiles, strict=True)]))
+    rows = [np.interp(score, row, logs) for score, row in zip(scores, quantiles, strict=True)]
+    return np.asarray(np.exp(np.stack(rows)))
 
 
 def threshold_at(quantiles: Floats, level: float) -> Floats:
