@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .sweeps import FLOOR, add_column_terms, row_update
+from .sweeps import FLOOR, add_column_terms, row_error, row_update
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def iterate_kernel_domain(
         b_v = tl.where(m_m, inverse_power(b_column, damping) + poison, 1.0)
         b_old = b_sum
         b_sum = tl.sum(b_k * (b_b * b_v)[None, :], 1)
-        error = tl.sum(b_a * tl.abs(b_sum / b_old - 1.0), 0)
+        error = row_error(b_a, b_sum / b_old)
         iterations += 1
         # what fell below 2^-126 in K stays under 1e-7 of every column sum and row sum; false for NaN and inf
         columns = tl.min(tl.where(m_n, b_old, 1.0), 0) * tl.min(tl.where(m_m, b_column, 1.0), 0) > FLOOR
@@ -61,7 +61,7 @@ def iterate_log_domain(
         b_g = tl.where(m_m, -damping * (b_large + tl.log2(b_column)) + poison, 0.0)
         b_old = b_l
         _, _, b_l = row_update(b_q, b_g, b_b)
-        error = tl.sum(b_a * tl.abs(tl.exp2(b_l - b_old) - 1.0), 0)
+        error = row_error(b_a, tl.exp2(b_l - b_old))
         iterations += 1
         going = (iterations < max_iterations) & ((error > tolerance) | ((tolerance == 0.0) & (error >= 0.0)))
     return b_g, b_old, tl.exp2(b_l - b_old), iterations, error

@@ -43,7 +43,7 @@ class Tile(NamedTuple):
 TILES = (
     Tile(rows=64, width=16, warps=4),
     Tile(rows=64, width=32, warps=4),
-    Tile(rows=256, width=16, warps=8),
+    Tile(rows=256, width=16, warps=4),
     Tile(rows=256, width=32, warps=8),
 )
 PROGRAMS = 296  # streaming programs wanted at once: 2 on each of 148 processors (B200; H100 has 132)
@@ -81,8 +81,8 @@ def register_kernel(
         b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BM
     )
     b_score = patch_scores(b_q, b_g, b_b, m_m, unit)  # [BN]
-    b_r = b_a * b_growth
-    b_f = 1.0 - unit * b_l
+    b_r = tl.where(b_a == 0.0, 0.0, b_a * b_growth)
+    b_f = 1.0 - unit * b_l + poison
     b_g *= unit
     o_out = (tl.cast(X, tl.int64) * i_c + start if PACKED else i_bc * N) + o_n
     tl.store(p_cost + o_out, b_r * b_score, mask=m_n)
@@ -141,10 +141,10 @@ def stream_kernel(
             b_a = load_weights(p_a, o_n, m_n, a_total)  # [BT]
             b_l, b_next = tl.load(p_plan + o_n, mask=m_n, other=0.0), tl.load(p_next + o_n, mask=m_n, other=0.0)  # [BT]
             b_score = patch_scores(b_q, b_g, b_b, m_m, unit)  # [BT]
-            b_r = b_a * tl.exp2(b_next - b_l)
+            b_r = tl.where(b_a == 0.0, 0.0, b_a * tl.exp2(b_next - b_l))
             tl.store(p_cost + base + o_n, b_r * b_score, mask=m_n)
             tl.store(p_score + base + o_n, b_score, mask=m_n)
-            tl.store(p_f + base + o_n, 1.0 - unit * b_l, mask=m_n)
+            tl.store(p_f + base + o_n, 1.0 - unit * b_l + poison, mask=m_n)
             distance += tl.sum(b_r * b_score, 0)
             mass += tl.sum(b_r, 0)
             rows += tl.sum(b_a * (1.0 - unit * b_l), 0)

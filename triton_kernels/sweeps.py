@@ -38,7 +38,7 @@ STREAMS = (
     Stream(width=128, rows=64, fill_rows=128, fill_width=64, warps=8),
     Stream(width=256, rows=32, fill_rows=128, fill_width=64, warps=8),
     Stream(width=512, rows=16, fill_rows=128, fill_width=64, warps=8),
-    Stream(width=1024, rows=8, fill_rows=128, fill_width=64, warps=8),
+    Stream(width=1024, rows=4, fill_rows=128, fill_width=64, warps=8),
 )
 
 
@@ -119,6 +119,12 @@ def row_update(b_q, b_g, b_b):
 
 
 @triton.jit
+def row_error(b_a, b_growth):
+    """sum_n a_n |growth_n - 1|; a row without mass counts nothing, however far it grew."""
+    return tl.sum(tl.where(b_a == 0.0, 0.0, b_a * tl.abs(b_growth - 1.0)), 0)
+
+
+@triton.jit
 def add_column_terms(b_q, b_l, b_a, b_top, b_sum):
     """Add the terms a_n 2^(q_nm - l_n) of more rows to column sums kept as b_sum x 2^b_top, both [BM]."""
     b_y = b_q + tl.where(b_a > 0.0, tl.log2(b_a) - b_l, float("-inf"))[:, None]  # [BN, BM]
@@ -157,7 +163,7 @@ def sweep(p_q, p_l_old, p_l, p_a, a_total, n, b_g, b_b, m_m, BT: tl.constexpr, B
         b_old = tl.load(p_l_old + o_n, mask=m_n, other=0.0)  # [BT]
         b_e, b_sum, b_l = row_update(b_q, b_g, b_b)
         tl.store(p_l + o_n, b_l, mask=m_n)
-        error += tl.sum(tl.where(m_n, b_a * tl.abs(tl.exp2(b_l - b_old) - 1.0), 0.0), 0)
+        error += row_error(b_a, tl.exp2(b_l - b_old))
         least = tl.minimum(least, tl.min(b_sum, 0))
         b_column += tl.sum(b_e * (b_a / b_sum)[:, None], 0)
     b_known = tl.where(m_m, b_column, 1.0)
