@@ -128,10 +128,11 @@ def solve(
         return -epsilon * torch.logsumexp(log_b + (g.unsqueeze(-2) - cost) / epsilon, dim=-1)
 
     def column_update(f: Tensor) -> Tensor:
-        return -epsilon * damping * torch.logsumexp(log_a + (f.unsqueeze(-1) - cost) / epsilon, dim=-2)
+        log_sum = torch.logsumexp(log_a + (f.unsqueeze(-1) - cost) / epsilon, dim=-2)
+        return missing.unsqueeze(-1) - epsilon * damping * log_sum
 
-    start = torch.where(a.sum(-1) > 0, 0.0, torch.nan).to(cost.dtype)  # no mass, no plan: NaN from the start
-    g = start.unsqueeze(-1).expand(cost.shape[:-2] + cost.shape[-1:])
+    missing = torch.where(a.sum(-1) > 0, 0.0, torch.nan).to(cost.dtype)  # no mass, no plan: NaN throughout
+    g = missing.unsqueeze(-1).expand(cost.shape[:-2] + cost.shape[-1:])
     f = f_next = row_update(g)
     iterations = torch.zeros(cost.shape[:-2], dtype=torch.int32, device=cost.device)
     error = torch.full_like(f.sum(-1), torch.nan)
@@ -140,7 +141,7 @@ def solve(
         f = torch.where(active.unsqueeze(-1), f_next, f)
         g = torch.where(active.unsqueeze(-1), column_update(f), g)
         f_next = row_update(g)
-        error = start + (a * torch.expm1((f - f_next) / epsilon).abs()).sum(-1)
+        error = missing + (a * torch.expm1((f - f_next) / epsilon).abs()).sum(-1)
         iterations = iterations + (active & ~error.isnan())
         active = active & (error > tolerance if tolerance > 0 else ~error.isnan())
         if not bool(active.any()):

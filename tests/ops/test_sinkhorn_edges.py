@@ -213,3 +213,12 @@ def test_the_kernel_checks_for_itself(args, message):
         pytest.skip("the C++ kernels are not built")
     with pytest.raises(RuntimeError, match=re.escape(message)):
         torch.ops.guardcore.sinkhorn(*args)
+
+
+def test_the_definition_gives_an_empty_item_no_numbers(draw):
+    patches, prototypes = draw("random", 1, 4, 2, 3)
+    plan = reference.sinkhorn_packed(patches[0], torch.tensor([0, 4, 4]), prototypes)
+    assert plan.iterations.tolist() == [[plan.iterations[0, 0], plan.iterations[0, 1]], [0, 0]]
+    for field in (plan.distance, plan.objective, plan.marginal_error, plan.g):
+        assert field[1].isnan().all()
+        assert field[0].isfinite().all()
