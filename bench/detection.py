@@ -111,7 +111,7 @@ def measured(sets: list[PatchSet], bank: PrototypeBank, scoring: Scoring) -> lis
 def calibrated(found: list[Measurement], categories: tuple[str, ...]) -> Calibration:
     """What `guardcore.conformal.calibrate` makes of measurements."""
     quantiles = quantiles_of([one.patch_scores for one in found])
-    levels = [level_at(quantiles, one.patch_scores) for one in found]
+    levels = [level_at(quantiles, one.patch_scores).min(axis=0) for one in found]
     lattices = [Lattice.of(one.boxes, one.size) for one in found if one.boxes is not None]
     level = flagged_level(levels, lattices, MASK_RATE)
     return Calibration(categories, np.stack([one.statistic for one in found]), quantiles, level, TARGET_FPR)

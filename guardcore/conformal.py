@@ -26,14 +26,14 @@ largest level with (sum_i area_i(u) + 1) / (n + 1) <= target, conformal risk con
 There the guarantee is not exact, because the levels of the categories come from the same pictures; the difference
 vanishes with n times N patches.
 
-Source of the image-level method: split conformal prediction (Vovk et al., 2005); the pooled ranks are full conformal
-prediction with S as conformity score.
+Source: split conformal prediction (Vovk et al., 2005); the pooled ranks are its full form with S as conformity score.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,12 +69,11 @@ class Calibration:
 
     Attributes:
         categories: C names, in the order of the columns.
-        statistics: float64 [n, C], a row a benign picture. Rows, not sorted columns: the family-wise rank needs them
-            together.
+        statistics: float64 [n, C], a row a benign picture: the family-wise rank needs its categories together.
         patch_quantiles: float64 [C, K], the benign patch scores at the levels PATCH_LEVELS [K]; empty without regions.
         patch_level: u in [0, 1], the share of benign patches of one category that are flagged. 0 flags none.
         target_fpr: family-wise false-positive rate in (0, 1).
-        parts: what the figures depend on, by name (encoder and texts, patches, scoring); a detector must have the same.
+        parts: what the figures depend on, by name: a label for people, a space and a fingerprint that must be the same.
         cost_spread: of the bank on calibration pictures, which sets the absolute epsilon; > 0.
     """
 
@@ -156,7 +155,7 @@ class Calibration:
         wrong = [
             f"{name}: calibrated for {self.parts.get(name, 'nothing')}, detector has {parts.get(name, 'nothing')}"
             for name in names
-            if parts.get(name) != self.parts.get(name)
+            if _identity(parts.get(name)) != _identity(self.parts.get(name))
         ]
         if wrong:
             raise FingerprintError("this calibration belongs to another detector. " + "; ".join(wrong))
@@ -201,9 +200,9 @@ class Calibration:
                 {str(name): str(value) for name, value in data["parts"].items()},
                 float(data["cost_spread"]),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, CalibrationError):
-                raise
+        except CalibrationError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise CalibrationError(f"{path}: not a calibration file ({type(error).__name__}: {error})") from error
 
 
@@ -211,8 +210,7 @@ def check_size(count: int, target_fpr: float) -> None:
     """Raise CalibrationError unless n benign pictures can hold a target rate: n >= 1 / target_fpr - 1."""
     if not 0 < target_fpr < 1:
         raise CalibrationError(f"target_fpr: expected a rate between 0 and 1; got {target_fpr!r}")
-    # The tolerance forgives 1 / 0.05 - 1 = 19.000000000000004.
-    least = int(np.ceil(1 / target_fpr - 1 - 1e-9))
+    least = int(np.ceil(1 / target_fpr - 1 - 1e-9))  # the tolerance forgives 1 / 0.05 - 1 = 19.000000000000004
     if count < least:
         raise CalibrationError(
             f"a false-positive rate of {target_fpr:g} takes at least {least} benign pictures "
@@ -222,8 +220,12 @@ def check_size(count: int, target_fpr: float) -> None:
 
 def _key(ranks: NDArray[np.int64], gaps: Floats) -> Floats:
     """(rank, gap) in lexicographic order as one float64: the gap, squeezed into (0, 1), is the fraction."""
-    key: Floats = ranks + 1 / (1 + np.exp(-gaps))
-    return key
+    return np.asarray(ranks + 1 / (1 + np.exp(-gaps)))
+
+
+def _identity(part: str | None) -> str | None:
+    """The fingerprint of a part, without the label in front: a checkpoint may move to another folder."""
+    return None if part is None else part.rpartition(" ")[2]
 
 
 def _digits(values: Floats) -> list[list[float]]:
@@ -257,8 +259,7 @@ def calibrate(
     Pictures that can't be judged don't count and are told of in a warning.
 
     Args:
-        detector: its encoder, policy texts, patch mode and scoring are what is calibrated; a calibration that it has
-            is ignored.
+        detector: what is calibrated; a calibration that it has is ignored.
         images: benign pictures, read once and as a stream; at least 1 / target_fpr - 1 of them.
         target_fpr: rate in (0, 1); None = the policy's.
         mask_rate: largest share of benign pixels that flagged patches may cover, in (0, 1).
@@ -267,9 +268,9 @@ def calibrate(
         CalibrationError: too few pictures for the rate, or a rate outside (0, 1).
     """
     target_fpr = detector.policy.target_fpr if target_fpr is None else target_fpr
-    for name, rate in (("target_fpr", target_fpr), ("mask_rate", mask_rate)):
-        if not 0 < rate < 1:
-            raise CalibrationError(f"{name}: expected a rate between 0 and 1; got {rate!r}")
+    if not 0 < mask_rate < 1:
+        raise CalibrationError(f"mask_rate: expected a rate between 0 and 1; got {mask_rate!r}")
+    check_size(sys.maxsize, target_fpr)  # a wrong rate must not cost a pass over all pictures
     measured = list(detector.measure_batches(images))
     sound = [found for found in measured if not isinstance(found, ScreenError)]
     if len(sound) < len(measured):
@@ -296,5 +297,5 @@ def _calibrate_patches(measured: Sequence[Any], mask_rate: float) -> tuple[Float
     if not measured:
         return np.empty((0, 0)), 0.0
     quantiles = quantiles_of([found.patch_scores for found in measured])
-    levels = [level_at(quantiles, found.patch_scores) for found in measured]
+    levels = [level_at(quantiles, found.patch_scores).min(axis=0) for found in measured]
     return quantiles, flagged_level(levels, [Lattice.of(found.boxes, found.size) for found in measured], mask_rate)

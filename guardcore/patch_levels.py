@@ -22,9 +22,12 @@ PATCH_LEVELS = np.geomspace(1e-5, 1.0, 41)
 
 def quantiles_of(scores: Sequence[Floats]) -> Floats:
     """Pooled patch scores of all pictures ([C, N_i] each) at PATCH_LEVELS, rounded down: float64 [C, K]."""
-    pooled = np.sort(np.concatenate([np.asarray(s, dtype=np.float64) for s in scores], axis=1), axis=1)
-    positions = np.floor(PATCH_LEVELS * (pooled.shape[1] - 1)).astype(int)
-    return np.asarray(pooled[:, positions])
+    # One category at a time: all of them would be gigabytes for ten thousand pictures.
+    rows = []
+    for category in range(len(scores[0])):
+        pooled = np.sort(np.concatenate([picture[category] for picture in scores]))
+        rows.append(pooled[np.floor(PATCH_LEVELS * (len(pooled) - 1)).astype(int)])
+    return np.stack(rows).astype(np.float64)
 
 
 def level_at(quantiles: Floats, scores: Floats) -> Floats:
@@ -42,13 +45,12 @@ def threshold_at(quantiles: Floats, level: float) -> Floats:
 def flagged_level(levels: Sequence[Floats], lattices: Sequence[Lattice], target: float) -> float:
     """The largest patch level at which benign pixels are flagged at a rate of at most `target`; 0 if none is.
 
-    levels: [C, N_i] a picture, from `level_at`; lattices: the cells of its patches. A cell is flagged at the lowest
-        level
-    of any patch over it in any category, so sorting cells by that level gives every level's area at once.
+    levels: [N_i] a picture, the lowest of `level_at` over the categories; lattices: the cells of its patches. A cell is
+    flagged at the lowest level of any patch over it, so sorting cells by that level gives every level's area at once.
     """
     cells, areas = [], []
     for level, lattice in zip(levels, lattices, strict=True):
-        cells.append(lattice.lowest(level.min(axis=0)).ravel())
+        cells.append(lattice.lowest(level).ravel())
         areas.append(lattice.area.ravel())
     order = np.argsort(np.concatenate(cells), kind="stable")
     sorted_levels = np.concatenate(cells)[order]

@@ -136,10 +136,15 @@ class Verdict:
         """The verdict in one line."""
         if self.error is not None:
             return f"{self.action}: could not be judged ({self.error})"
-        name = self.category
-        score = None if name is None else self.scores[name]
-        nearest = "" if name is None else f", nearest {name}" + ("" if score is None else f" {score:.3f}")
-        return f"{self.action}: " + (", ".join(self.found) if self.flagged else "nothing found") + nearest
+        if self.flagged:
+            return f"{self.action}: " + ", ".join(self._scored(name) for name in self.found)
+        return f"{self.action}: nothing found" + (
+            "" if self.category is None else f", nearest {self._scored(self.category)}"
+        )
+
+    def _scored(self, name: str) -> str:
+        score = self.scores[name]
+        return name if score is None else f"{name} {score:.3f}"
 
     def __rich_repr__(self) -> Iterator[tuple[str, object]]:
         """Give rich what a person wants to see; arrays stay out."""

@@ -121,21 +121,21 @@ def test_flagged_level_holds_the_pixel_rate_and_is_the_largest_that_does() -> No
     lattice = Lattice.of(boxes, (44, 44))
     scores = [rng.random((3, 25)) for _ in range(60)]
     quantiles = quantiles_of(scores)
-    levels = [level_at(quantiles, s) for s in scores]
+    levels = [level_at(quantiles, s).min(axis=0) for s in scores]
     chosen = flagged_level(levels, [lattice] * 60, 0.1)
 
     def rate(level: float) -> float:
-        areas = [lattice.area[lattice.covered((each <= level).any(axis=0))].sum() for each in levels]
+        areas = [lattice.area[lattice.covered(each <= level)].sum() for each in levels]
         return (sum(areas) + 1) / 61
 
     assert rate(chosen) <= 0.1
-    following = min(value for each in levels for value in each.ravel() if value > chosen)
+    following = min(value for each in levels for value in each if value > chosen)
     assert rate(following) > 0.1
 
 
 def test_flagged_level_is_zero_where_even_one_patch_is_too_much() -> None:
     lattice = Lattice.of(np.array([[0, 0, 4, 4]]), (4, 4))
-    assert flagged_level([np.full((1, 1), 0.5)] * 3, [lattice] * 3, 0.02) == 0.0
+    assert flagged_level([np.full(1, 0.5)] * 3, [lattice] * 3, 0.02) == 0.0
 
 
 class FakeDetector:
@@ -195,7 +195,7 @@ def test_mismatch_names_every_part_that_differs() -> None:
     calibration = dataclasses.replace(
         calibration_of(np.zeros((20, 1))), parts={"encoder": "clip 1", "patches": "tokens", "scoring": "joint"}
     )
-    calibration.check({"encoder": "clip 1", "patches": "tokens", "scoring": "joint"})
+    calibration.check({"encoder": "a-copy-of-clip 1", "patches": "tokens", "scoring": "joint"})  # a label may change
     with pytest.raises(FingerprintError) as caught:
         calibration.check({"encoder": "clip 2", "patches": "tokens", "scoring": "paper"})
     message = str(caught.value)

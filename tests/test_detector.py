@@ -326,7 +326,7 @@ def test_no_gradient_is_recorded(detector: Detector) -> None:
 def test_verdict_prints_itself(detector: Detector) -> None:
     verdict = detector.screen(scene(("red", 8, 16, 16)))
     assert str(verdict).splitlines() == [
-        "block: red_things, nearest red_things 0.995",
+        "block: red_things 0.995",
         "  red_things 1.000 at (8, 16)-(24, 32), 25.0% of the picture",
     ]
     data = json.loads(verdict.to_json(patches=True))
