@@ -118,7 +118,7 @@ def _why_not_built() -> str:
 
 
 def _encoders() -> Iterable[EncoderState]:
-    weights = resources.files("guardcore").joinpath("data", "builtin.safetensors")
+    weights = resources.files("guardcore") / "data" / "builtin.safetensors"
     yield EncoderState(
         "builtin", weights.is_file(), "" if weights.is_file() else "the wheel has no builtin.safetensors"
     )

