@@ -95,9 +95,7 @@ def test_a_bad_item_is_nan_and_its_neighbors_are_untouched(interpreted: Callable
     options = (0.05, 20, 1e-4, None)
     got = interpreted("sinkhorn", x, p, a, b, *options)
     want = definition("sinkhorn", x, p, a, b, *options)
-    check(
-        got, want._replace(f=want.f + 0 * want.marginal_error[..., None])
-    )  # all f, not its patch's only
+    check(got, want._replace(f=want.f + 0 * want.marginal_error[..., None]))  # all f, not its patch's only
     spoiled = [bool(item.isnan().all()) for item in got[0]]
     assert spoiled == [False, True, True, True, False, True]
 
@@ -125,9 +123,10 @@ def test_lengths_of_any_size_cancel(interpreted: Callable[..., Any], size: float
 @pytest.mark.parametrize("M", [4, 36])
 @pytest.mark.parametrize("relaxation", [None, 0.02])
 def test_a_prototype_that_underflows_is_solved_in_logarithms(interpreted, M: int, relaxation: float | None) -> None:
-    x, p, b = points(2, 9, 24, seed=1) + 2, points(2, M, 24, seed=2) + 2, masses(2, M, seed=4)
+    x, p, b = points(2, 9, 24, seed=1) + 2, points(3, M, 24, seed=2) + 2, masses(3, M, seed=4)
     p[1, 1] *= -1  # cost about 1.9 for every patch: e^-380 at epsilon 0.005
     p[1, 0] = x[0].mean(0)  # by far the nearest prototype has weight zero
+    p[2, 0] *= -1  # a far prototype of weight zero still has a potential
     options = (0.005, 12, 0.0, relaxation)
     x[1, 2] = p[1, 1]  # the only patch near it has no weight
     a = masses(2, 9, seed=3)
