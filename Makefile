@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# CI and the demo want the same installation, so that one never hides a gap in the other.
 EXTRAS := open_clip,transformers,parquet,bench,dev
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 PYTEST := $(BIN)/python -m pytest
@@ -14,39 +13,44 @@ demo: $(VENV)/.built
 	status=$$?; test $$status -le 1  # 0: all clean, 1: something flagged; anything else failed
 	@echo "Heat maps are in demo-out/heatmaps."
 
-test: $(VENV)/.built
+test: $(VENV)/.built $(VENV)/.extras
 	$(PYTEST) $(PYTEST_ARGS)
 
-test-quick: $(VENV)/.built
+test-quick: $(VENV)/.built $(VENV)/.extras
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.extras
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed
+format: $(VENV)/.extras
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.built
+bench: $(VENV)/.built $(VENV)/.extras
 	$(BIN)/python -m bench.run $(or $(BENCH_ARGS),sinkhorn)
 
 clean:
 	rm -rf build dist demo-out *.egg-info guardcore/_C*.so $(VENV)/.built
 
 # torch comes first: the native build needs it in the environment, and pip must not isolate the build from it.
-# The build is a step of its own, after the install: there it compiles only what changed.
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision "setuptools>=77" wheel ninja
 	touch $@
 
-$(VENV)/.installed: pyproject.toml setup.py $(VENV)/.torch
-	GUARDCORE_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$(EXTRAS)]'
+# The package without its library, which is built in a step of its own: there only what changed is compiled.
+$(VENV)/.core: pyproject.toml setup.py $(VENV)/.torch
+	GUARDCORE_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e .
 	touch $@
 
-$(VENV)/.built: $(CSRC) $(VENV)/.installed
+$(VENV)/.built: $(CSRC) $(VENV)/.core
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+# What tests, lint and benchmarks need on top.
+$(VENV)/.extras: $(VENV)/.core
+	GUARDCORE_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
