@@ -70,7 +70,7 @@ def screen(
     batch_size: options.BatchSize = 8,
     threads: options.Threads = options.THREADS,
     max_pixels: options.MaxPixels = 89_478_485,
-    max_bytes: options.MaxBytes = 256 << 20,
+    max_bytes: options.MaxBytes = 128 << 20,
 ) -> None:
     """Judge pictures against a safety policy, region by region.
 
@@ -128,7 +128,7 @@ def calibrate(
     batch_size: options.BatchSize = 8,
     threads: options.Threads = options.THREADS,
     max_pixels: options.MaxPixels = 89_478_485,
-    max_bytes: options.MaxBytes = 256 << 20,
+    max_bytes: options.MaxBytes = 128 << 20,
 ) -> None:
     """Set thresholds from your own harmless pictures, for a false-positive rate that you choose.
 

@@ -23,7 +23,7 @@ from guardcore.pixels import ORIENTATION_TAG, Alpha, profile_note, to_rgb, uprig
 
 _URL = re.compile(r"^(?:[a-zA-Z][a-zA-Z0-9+.-]*://|data:)")
 _MAX_PROGRESSIVE_SCANS = 500  # a 1 MB progressive JPEG can ask for hours of work by empty scans
-_MAX_BYTES_TO_COUNT_FRAMES = 4 << 20  # counting walks the file in Python: seconds above this
+_COUNTED, _WALKED = 1 << 20, 8 << 20  # bytes of a GIF or TIFF whose frames are counted, of a GIF that is walked at all
 
 
 class ImageErrorKind(str, Enum):
@@ -72,7 +72,7 @@ class ImageLimits:
         max_aspect: longer side / shorter side: a strip is covered by about this many square tiles.
     """
 
-    max_bytes: int = 256 << 20
+    max_bytes: int = 128 << 20
     max_pixels: int = 89_478_485
     max_side: int = 65_535
     max_aspect: float = 200.0
@@ -239,11 +239,17 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _frame_note(image: Image.Image, size: int) -> str | None:
-    """Note how many frames or pages were not looked at."""
+    """Note how many frames or pages were not looked at.
+
+    Pillow walks a GIF or TIFF block by block in Python for that, and looks each TIFF page up in a list: a crafted file
+    of a few megabytes would take minutes, so large ones are not counted.
+    """
     try:
+        if image.format == "GIF" and size > _WALKED:
+            return "first frame judged, later ones were not looked for"
         if not getattr(image, "is_animated", False):
             return None
-        if size > _MAX_BYTES_TO_COUNT_FRAMES and image.format in {"GIF", "TIFF"}:
+        if image.format in {"GIF", "TIFF"} and size > _COUNTED:
             return "first of several frames judged"
         return f"first of {getattr(image, 'n_frames', 1)} frames judged"
     except Exception:  # noqa: BLE001 - a later frame is damaged; the first one is judged, and this says what was not

@@ -76,11 +76,13 @@ def profile_note(profile: Any) -> str | None:
 
 def _integers_to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:
     """Scale 16- and 32-bit gray to 8 bits: by 65535 where the values fit it, else by their own range."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode != "I" or (values.min() >= 0 and values.max() <= 65535):
-        return _gray(values / 257.0), ("16-bit scaled to 8",)
+    values = np.asarray(image)
     low, high = float(values.min()), float(values.max())
-    return _gray(_stretch(values, low, high)), (f"32-bit values {low:.0f} to {high:.0f} stretched to 8 bits",)
+    if low >= 0 and high <= 65535:
+        return _gray((values.astype(np.uint32) + 128) // 257), ("16-bit scaled to 8",)
+    return _gray(_stretch(values.astype(np.float64), low, high)), (
+        f"32-bit values {low:.0f} to {high:.0f} stretched to 8 bits",
+    )
 
 
 def _floats_to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[str, ...]]:

@@ -158,6 +158,11 @@ CASES: dict[str, tuple[bytes, ImageErrorKind | str | None]] = {
     "animated.webp": (saved(noise(), "WEBP", save_all=True, append_images=[noise(seed=1)]), "first of 2 frames"),
     "animated.png": (saved(noise(), "PNG", save_all=True, append_images=[noise(seed=1)]), "first of 2 frames"),
     "pages.tif": (saved(noise(), "TIFF", save_all=True, append_images=[noise(seed=1)]), "first of 2 frames"),
+    "large-pages.tif": (
+        saved(noise(), "TIFF", save_all=True, append_images=[noise(seed=1)]) + bytes(2 << 20),
+        "first of several frames",
+    ),
+    "large.gif": (gif(2) + bytes(9 << 20), "first frame judged, later ones were not looked for"),
     "two.mpo": (saved(noise(), "MPO", save_all=True, append_images=[noise(seed=1)]), "first of 2 frames"),
     "second-frame-cut.gif": (gif(2)[:-200], "first"),
     "loop.tif": (looping_tiff(), None),

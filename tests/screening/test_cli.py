@@ -320,7 +320,7 @@ def test_help_loads_nothing_heavy() -> None:
 # The rest needs a process of its own: pipes, signals, terminals.
 CHILD = """
 import importlib.util, signal, sys, time
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by inheritance if the tests run in a shell's background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 import guardcore.cli_screen
 spec = importlib.util.spec_from_file_location("fakes", {conftest!r})
 fakes = importlib.util.module_from_spec(spec)
