@@ -22,11 +22,13 @@ test-quick: $(VENV)/.built $(VENV)/.extras
 lint: $(VENV)/.extras
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 	$(BIN)/mypy
 
 format: $(VENV)/.extras
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CSRC)
 
 bench: $(VENV)/.built $(VENV)/.extras
 	$(BIN)/python -m bench.run $(or $(BENCH_ARGS),sinkhorn)

@@ -17,7 +17,8 @@ std::vector<int64_t> kept_groups(const Tensor& group, const Prototypes& bank, in
   const Tensor values = torch::stable::contiguous(torch::stable::to(group, ScalarType::Long));
   const int64_t* value = values.const_data_ptr<int64_t>();
   for (int64_t m = 0; m < bank.capacity(); ++m)
-    STD_TORCH_CHECK(value[m] >= 0 && value[m] < num_groups, "group must be in 0 ... ", num_groups - 1, ", got ", value[m]);
+    STD_TORCH_CHECK(value[m] >= 0 && value[m] < num_groups, "group must be in 0 ... ", num_groups - 1, ", got ",
+                    value[m]);
   std::vector<int64_t> kept(bank.count(0));
   for (int64_t m = 0; m < bank.count(0); ++m) kept[m] = value[bank.origin(0)[m]];
   return kept;
@@ -59,7 +60,8 @@ JointResult run(const Tensor& patches, const std::optional<Tensor>& cu_seqlens, 
         fill_unsound(mass, cost, num_groups, items.count(item), row_stride);
       }
       iterations.mutable_data_ptr<int32_t>()[item] = sound ? w.iterations : 0;
-      marginal_error.mutable_data_ptr<float>()[item] = sound ? w.marginal_error : std::numeric_limits<float>::quiet_NaN();
+      marginal_error.mutable_data_ptr<float>()[item] =
+          sound ? w.marginal_error : std::numeric_limits<float>::quiet_NaN();
     }
   });
   return {group_mass, group_cost, iterations, marginal_error};

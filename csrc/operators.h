@@ -17,12 +17,13 @@ using SinkhornResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 using JointResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 SinkhornResult sinkhorn(Tensor patches, Tensor prototypes, std::optional<Tensor> patch_weights,
-                        std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations, double tolerance,
-                        std::optional<double> relaxation);
+                        std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations,
+                        double tolerance, std::optional<double> relaxation);
 
-SinkhornResult sinkhorn_packed(Tensor patches, Tensor cu_seqlens, Tensor prototypes, std::optional<Tensor> patch_weights,
-                               std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations,
-                               double tolerance, std::optional<double> relaxation);
+SinkhornResult sinkhorn_packed(Tensor patches, Tensor cu_seqlens, Tensor prototypes,
+                               std::optional<Tensor> patch_weights, std::optional<Tensor> prototype_weights,
+                               double epsilon, int64_t max_iterations, double tolerance,
+                               std::optional<double> relaxation);
 
 JointResult joint_sinkhorn(Tensor patches, Tensor prototypes, Tensor group, std::optional<Tensor> patch_weights,
                            std::optional<Tensor> prototype_weights, int64_t num_groups, double epsilon,

@@ -12,13 +12,20 @@ namespace {
 
 // The outputs, and where one item's numbers lie in them: per-patch results are [B, C, N] dense and [C, T] packed.
 struct Output {
-  Output(const Tensor& like, const Patches& patches, const Prototypes& prototypes, std::vector<int64_t> per_patch, bool packed)
-      : packed(packed), items(patches.items()), categories(prototypes.categories()), capacity(prototypes.capacity()),
+  Output(const Tensor& like, const Patches& patches, const Prototypes& prototypes, std::vector<int64_t> per_patch,
+         bool packed)
+      : packed(packed),
+        items(patches.items()),
+        categories(prototypes.categories()),
+        capacity(prototypes.capacity()),
         total(patches.total()),
-        distance(empty_like_on_cpu(like, {items, categories})), patch_cost(empty_like_on_cpu(like, per_patch)),
-        patch_score(empty_like_on_cpu(like, per_patch)), objective(empty_like_on_cpu(like, {items, categories})),
+        distance(empty_like_on_cpu(like, {items, categories})),
+        patch_cost(empty_like_on_cpu(like, per_patch)),
+        patch_score(empty_like_on_cpu(like, per_patch)),
+        objective(empty_like_on_cpu(like, {items, categories})),
         iterations(empty_like_on_cpu(like, {items, categories}, ScalarType::Int)),
-        marginal_error(empty_like_on_cpu(like, {items, categories})), f(empty_like_on_cpu(like, per_patch)),
+        marginal_error(empty_like_on_cpu(like, {items, categories})),
+        f(empty_like_on_cpu(like, per_patch)),
         g(empty_like_on_cpu(like, {items, categories, capacity})) {}
 
   int64_t row(const Patches& patches, int64_t item, int64_t category) const {
@@ -101,22 +108,24 @@ SinkhornResult run(const Tensor& patches, const std::optional<Tensor>& cu_seqlen
       write_plan(slot, q, w, banks.origin(category), banks.capacity(), relaxation);
     }
   });
-  return {out.distance, out.patch_cost, out.patch_score, out.objective, out.iterations, out.marginal_error, out.f, out.g};
+  return {out.distance,   out.patch_cost,     out.patch_score, out.objective,
+          out.iterations, out.marginal_error, out.f,           out.g};
 }
 
 }  // namespace
 
 SinkhornResult sinkhorn(Tensor patches, Tensor prototypes, std::optional<Tensor> patch_weights,
-                        std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations, double tolerance,
-                        std::optional<double> relaxation) {
+                        std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations,
+                        double tolerance, std::optional<double> relaxation) {
   check_embeddings(patches, 3, prototypes, 3);
   const Options options = checked_options(epsilon, max_iterations, tolerance, relaxation);
   return run(patches, std::nullopt, prototypes, patch_weights, prototype_weights, options, relaxation);
 }
 
-SinkhornResult sinkhorn_packed(Tensor patches, Tensor cu_seqlens, Tensor prototypes, std::optional<Tensor> patch_weights,
-                               std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations,
-                               double tolerance, std::optional<double> relaxation) {
+SinkhornResult sinkhorn_packed(Tensor patches, Tensor cu_seqlens, Tensor prototypes,
+                               std::optional<Tensor> patch_weights, std::optional<Tensor> prototype_weights,
+                               double epsilon, int64_t max_iterations, double tolerance,
+                               std::optional<double> relaxation) {
   check_embeddings(patches, 2, prototypes, 3);
   const Options options = checked_options(epsilon, max_iterations, tolerance, relaxation);
   return run(patches, cu_seqlens, prototypes, patch_weights, prototype_weights, options, relaxation);

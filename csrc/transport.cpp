@@ -14,7 +14,8 @@ Tensor contiguous_float(const Tensor& tensor) {
 }
 
 // Weights as contiguous float32 of the given shape; raises at a negative or non-finite one.
-std::optional<Tensor> checked_weights(const char* name, const std::optional<Tensor>& weights, int64_t rows, int64_t columns) {
+std::optional<Tensor> checked_weights(const char* name, const std::optional<Tensor>& weights, int64_t rows,
+                                      int64_t columns) {
   if (!weights) return std::nullopt;
   const auto sizes = weights->sizes();
   const bool fits = weights->is_cpu() && (columns < 0 ? sizes.size() == 1 && sizes[0] == rows
@@ -49,7 +50,8 @@ std::vector<int64_t> even_offsets(int64_t items, int64_t length) {
 Options checked_options(double epsilon, int64_t max_iterations, double tolerance, std::optional<double> relaxation) {
   STD_TORCH_CHECK(std::isfinite(epsilon) && epsilon > 0, "epsilon must be a finite number > 0, got ", epsilon);
   STD_TORCH_CHECK(max_iterations >= 1, "max_iterations must be >= 1, got ", max_iterations);
-  STD_TORCH_CHECK(std::isfinite(tolerance) && tolerance >= 0, "tolerance must be a finite number >= 0, got ", tolerance);
+  STD_TORCH_CHECK(std::isfinite(tolerance) && tolerance >= 0, "tolerance must be a finite number >= 0, got ",
+                  tolerance);
   STD_TORCH_CHECK(!relaxation || (std::isfinite(*relaxation) && *relaxation >= 0),
                   "relaxation must be None or a finite number >= 0");
   const double damping = relaxation ? *relaxation / (*relaxation + epsilon) : 1.0;
@@ -93,7 +95,8 @@ Patches::Patches(const Tensor& patches, const std::optional<Tensor>& cu_seqlens,
   sound_.resize(items());
   for (int64_t i = 0; i < items(); ++i) {
     const bool mass = simplex(weight ? weight + start(i) : nullptr, shares_.data() + start(i), count(i));
-    sound_[i] = mass && std::all_of(finite.begin() + start(i), finite.begin() + start_[i + 1], [](auto ok) { return ok; });
+    sound_[i] =
+        mass && std::all_of(finite.begin() + start(i), finite.begin() + start_[i + 1], [](auto ok) { return ok; });
   }
 }
 

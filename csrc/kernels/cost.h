@@ -11,8 +11,14 @@ namespace guardcore {
 // Dot products of 4 x 4 unit rows. Sixteen named sums, each a vector of partial sums along d: they stay in registers,
 // and short partial sums keep the rounding error near 1e-8 where one long chain would reach 1e-7.
 GUARDCORE_INLINE void dot_4x4(const float* const* x, const float* const* p, int64_t width, float* out) {
-  const float *__restrict x0 = x[0], *__restrict x1 = x[1], *__restrict x2 = x[2], *__restrict x3 = x[3];
-  const float *__restrict p0 = p[0], *__restrict p1 = p[1], *__restrict p2 = p[2], *__restrict p3 = p[3];
+  const float* __restrict x0 = x[0];
+  const float* __restrict x1 = x[1];
+  const float* __restrict x2 = x[2];
+  const float* __restrict x3 = x[3];
+  const float* __restrict p0 = p[0];
+  const float* __restrict p1 = p[1];
+  const float* __restrict p2 = p[2];
+  const float* __restrict p3 = p[3];
   float a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
   float c0 = 0, c1 = 0, c2 = 0, c3 = 0, d0 = 0, d1 = 0, d2 = 0, d3 = 0;
 #pragma omp simd reduction(+ : a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3)

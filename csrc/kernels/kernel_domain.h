@@ -44,8 +44,10 @@ GUARDCORE_INLINE void combine_rows(const float* tile, const float* v, int64_t pr
   std::fill(out + first, out + last, 0.0f);
   int64_t m = 0;
   for (; m + 4 <= prototypes; m += 4) {
-    const float *__restrict k0 = tile + m * stride, *__restrict k1 = k0 + stride, *__restrict k2 = k1 + stride,
-                *__restrict k3 = k2 + stride;
+    const float* __restrict k0 = tile + m * stride;
+    const float* __restrict k1 = k0 + stride;
+    const float* __restrict k2 = k1 + stride;
+    const float* __restrict k3 = k2 + stride;
     const float v0 = v[m], v1 = v[m + 1], v2 = v[m + 2], v3 = v[m + 3];
 #pragma omp simd
     for (int64_t n = first; n < last; ++n) out[n] += (v0 * k0[n] + v1 * k1[n]) + (v2 * k2[n] + v3 * k3[n]);
@@ -62,11 +64,14 @@ GUARDCORE_INLINE void combine_columns(const float* tile, const float* __restrict
                                       int64_t first, int64_t last, float* __restrict out) {
   int64_t m = 0;
   for (; m + 4 <= prototypes; m += 4) {
-    const float *__restrict k0 = tile + m * stride, *__restrict k1 = k0 + stride, *__restrict k2 = k1 + stride,
-                *__restrict k3 = k2 + stride;
+    const float* __restrict k0 = tile + m * stride;
+    const float* __restrict k1 = k0 + stride;
+    const float* __restrict k2 = k1 + stride;
+    const float* __restrict k3 = k2 + stride;
     float t0 = 0, t1 = 0, t2 = 0, t3 = 0;
 #pragma omp simd reduction(+ : t0, t1, t2, t3)
-    for (int64_t n = first; n < last; ++n) t0 += u[n] * k0[n], t1 += u[n] * k1[n], t2 += u[n] * k2[n], t3 += u[n] * k3[n];
+    for (int64_t n = first; n < last; ++n)
+      t0 += u[n] * k0[n], t1 += u[n] * k1[n], t2 += u[n] * k2[n], t3 += u[n] * k3[n];
     out[m] += t0, out[m + 1] += t1, out[m + 2] += t2, out[m + 3] += t3;
   }
   for (; m < prototypes; ++m) {
@@ -85,8 +90,8 @@ struct Sweep {
 
 // One pass over the kernel tile, in blocks of columns that stay in the first-level cache between their two uses.
 GUARDCORE_CLONES
-static Sweep sweep(const Problem& q, const float* kernel, const float* a, const float* v, float* row, float* u, float* column,
-                   bool want_columns) {
+static Sweep sweep(const Problem& q, const float* kernel, const float* a, const float* v, float* row, float* u,
+                   float* column, bool want_columns) {
   constexpr int64_t kBlockFloats = 6144;  // 24 KB
   const int64_t block = std::max<int64_t>(kLanes, kBlockFloats / q.prototypes / kLanes * kLanes);
   float error = 0, smallest = std::numeric_limits<float>::infinity(), largest = 0;
@@ -133,8 +138,13 @@ static float column_update(const Problem& q, const float* __restrict column, flo
 // f, mass and per_row from the last two row updates.
 GUARDCORE_CLONES
 static void finish_rows(const Problem& q, Workspace& w) {
-  const float *__restrict a = w.a, *__restrict shift = w.shift, *__restrict row = w.row, *__restrict next = w.next_row;
-  float *__restrict f = w.f, *__restrict mass = w.mass, *__restrict per_row = w.per_row;
+  const float* __restrict a = w.a;
+  const float* __restrict shift = w.shift;
+  const float* __restrict row = w.row;
+  const float* __restrict next = w.next_row;
+  float* __restrict f = w.f;
+  float* __restrict mass = w.mass;
+  float* __restrict per_row = w.per_row;
   const float epsilon = static_cast<float>(q.options.epsilon);
 #pragma omp simd
   for (int64_t n = 0; n < q.stride; ++n) {
@@ -150,6 +160,7 @@ inline bool solve_in_kernel_domain(const Problem& q, Workspace& w) {
   std::copy(q.b, q.b + q.prototypes, w.v);
   std::fill(w.u, w.u + q.stride, 0.0f);
   Sweep last = sweep(q, w.kernel, w.a, w.v, w.row, w.u, w.column, true);
+  if (!(last.smallest_row > kLostShare)) return false;  // v = b, at most 1
   for (int64_t iteration = 1;; ++iteration) {
     const float largest_v = column_update(q, w.column, last.largest_u, w.v);
     if (!(largest_v < kLargest)) return false;

@@ -37,9 +37,9 @@ class Workspace {
     for (float** array : {&v, &g, &column, &next_column}) *array = std::exchange(next, next + m);
   }
 
-  float *cost, *kernel;                                    // [prototypes][stride]
+  float *cost, *kernel;                                        // [prototypes][stride]
   float *a, *shift, *row, *next_row, *u, *f, *mass, *per_row;  // [stride]
-  float *v, *g, *column, *next_column;                     // [prototypes]
+  float *v, *g, *column, *next_column;                         // [prototypes]
   int32_t iterations = 0;
   float marginal_error = 0;
 

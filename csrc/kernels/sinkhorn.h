@@ -29,7 +29,8 @@ static void patch_scores(const Problem& q, const Workspace& w, float* __restrict
   const float* __restrict per_row = w.per_row;
   std::fill(score, score + q.stride, 0.0f);
   for (int64_t m = 0; m < q.prototypes; ++m) {
-    const float *__restrict k = w.kernel + m * q.stride, *__restrict c = w.cost + m * q.stride;
+    const float* __restrict k = w.kernel + m * q.stride;
+    const float* __restrict c = w.cost + m * q.stride;
     const float v = w.v[m];
 #pragma omp simd
     for (int64_t n = 0; n < q.stride; ++n) score[n] += v * k[n] * c[n];
