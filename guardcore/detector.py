@@ -86,11 +86,14 @@ class Detector:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1; got {batch_size!r}")
         scoring = Scoring.parse(scoring) if isinstance(scoring, str) else scoring
-        changes = {"weights": weights, "relative_epsilon": relative_epsilon}
         self.encoder = encoder
         self.policy = policy
         self.patches = patches
-        self.scoring = replace(scoring, **{name: value for name, value in changes.items() if value is not None})
+        self.scoring = replace(
+            scoring,
+            weights=scoring.weights if weights is None else weights,
+            relative_epsilon=scoring.relative_epsilon if relative_epsilon is None else relative_epsilon,
+        )
         self.batch_size = batch_size
         with torch.inference_mode():
             self.bank = (

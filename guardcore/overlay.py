@@ -51,8 +51,9 @@ class _Sheet:
 def overlay(image: Image.Image, verdict: Verdict) -> Image.Image:
     """Draw a verdict on its picture.
 
-    The picture, muted, under its heat map; a frame and a label (category, score) for each region, broken lines if the
-    picture is not flagged; below, the action, the nearest category and the color scale. Small pictures are enlarged.
+    The picture, muted, under its heat map; a frame around each region and a label (category, score) on those of a found
+    category, broken lines around the others, of which only the most unusual is named, and only if nothing was found;
+    below, the action, the categories and the color scale. Small pictures are enlarged.
 
     Args:
         image: the picture that was judged; any mode.
@@ -67,11 +68,11 @@ def overlay(image: Image.Image, verdict: Verdict) -> Image.Image:
     if verdict.error is None and image.size != verdict.size:
         raise ValueError(f"image: expected the judged picture, {list(verdict.size)}; got {list(image.size)}")
     sheet = _lay_out(image, verdict)
-    taken: list[Box] = []
-    shown = verdict.regions[:_LABELS]
-    for region in reversed(shown):
+    for region in reversed(verdict.regions):
         _frame(sheet, region, verdict)
-    for region in shown:
+    taken: list[Box] = []
+    found = [region for region in verdict.regions if region.category in verdict.found]
+    for region in found[:_LABELS] or verdict.regions[:1]:
         _label(sheet, region, verdict, taken)
     _caption(sheet, verdict)
     return sheet.canvas
@@ -100,13 +101,13 @@ def _heated(picture: Image.Image, verdict: Verdict, size: tuple[int, int]) -> Im
 
 
 def _frame(sheet: _Sheet, region: Region, verdict: Verdict) -> None:
-    """A colored line between two dark ones: visible on any background. Broken where the picture was not flagged."""
+    """A colored line between two dark ones: visible on any background. Broken where its category was not found."""
     x0, y0, x1, y1 = sheet.place(region.box)
     thickness = max(2, sheet.text // 7)
     box = (x0, y0, max(x0, x1 - 1), max(y0, y1 - 1))
     sheet.draw.rectangle(_inset(box, -1), outline=_INK, width=thickness + 2)
     color = _color(region.category, verdict)
-    if verdict.flagged:
+    if region.category in verdict.found:
         sheet.draw.rectangle(box, outline=color, width=thickness)
     else:
         _dash(sheet.draw, box, color, thickness, 3 * thickness)

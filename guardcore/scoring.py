@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -35,6 +35,13 @@ Weights = Literal["uniform", "entropy", "inverse-entropy"]
 
 # Chosen by bench/detection.py; docs/detection.md shows the table and says why.
 DEFAULT_RULE: Rule = "joint"
+
+
+class _SolverOptions(TypedDict):
+    epsilon: float
+    max_iterations: int
+    tolerance: float
+    relaxation: float | None
 
 
 class Scores(NamedTuple):
@@ -144,7 +151,7 @@ class Scoring:
         """The absolute epsilon: relative_epsilon times the bank's cost spread."""
         return self.relative_epsilon * bank.cost_spread
 
-    def _solver(self, bank: PrototypeBank) -> dict[str, float | int | None]:
+    def _solver(self, bank: PrototypeBank) -> _SolverOptions:
         epsilon = self.epsilon(bank)
         relaxation = 0.0 if self.rule == "softmax" else self.relaxation
         return {
@@ -236,14 +243,16 @@ def mean_prototypes(prototypes: Tensor, present: Tensor) -> Tensor:
 def entropy(vectors: Tensor, means: Tensor, logit_scale: float) -> Tensor:
     """Entropy in nats of softmax_c(logit_scale * cos(v, mean of c)), Eq. 7: vectors[..., D], means[C, D] -> [...]."""
     logits = logit_scale * (unit(vectors) @ means.T)
-    return torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+    entropies: Tensor = torch.special.entr(logits.softmax(dim=-1)).sum(dim=-1)
+    return entropies
 
 
 def unit(vectors: Tensor) -> Tensor:
     """Vectors[..., D] of length 1; a zero vector stays zero. Scaled first, so that no length over- or underflows."""
     peak = vectors.abs().amax(dim=-1, keepdim=True)
     scaled = vectors / peak.masked_fill(peak == 0, 1)
-    return scaled / scaled.norm(dim=-1, keepdim=True).clamp_min(1)
+    length: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / length.clamp_min(1)
 
 
 def _patch_weights(packed: PackedPatches, bank: PrototypeBank, scoring: Scoring) -> Tensor | None:
