@@ -63,7 +63,7 @@ def native() -> dict:
     extension = Extension(
         "guardcore._C",
         sources,
-        depends=sorted(map(str, CSRC.glob("kernels/*.h"))),
+        depends=sorted(map(str, CSRC.rglob("*.h"))),  # a change in any of them compiles again
         include_dirs=[str(CSRC)],
         extra_compile_args=COMPILE_FLAGS,
         py_limited_api=True,
