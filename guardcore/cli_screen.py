@@ -17,7 +17,7 @@ from guardcore.cli_exit import UsageError, as_usage, say
 from guardcore.inputs import Inputs
 from guardcore.outcome import Outcome
 from guardcore.output_pictures import OutputPictures, check_output
-from guardcore.pillow_warnings import silence_libtiff
+from guardcore.pillow_warnings import silence_decoders
 from guardcore.report import CsvWriter, JsonWriter, ParquetWriter, ReportWriter, TableWriter, Tally, require_parquet
 from guardcore.screening import Reading, screen_inputs, sound_pictures
 
@@ -96,7 +96,7 @@ class ScreenJob:
     def run(self, inputs: Inputs) -> int:
         """Screen, report and return the exit code."""
         started = time.perf_counter()
-        silence_libtiff()
+        silence_decoders()
         sink = self._check(inputs)
         with _busy("loading the model", self.quiet):
             detector = build_detector(self.setup)
@@ -164,7 +164,7 @@ def calibrate_on(
     """Calibrate on harmless pictures and write the file; pictures that cannot be read are named and do not count."""
     from guardcore.conformal import calibrate
 
-    silence_libtiff()
+    silence_decoders()
     with as_usage():
         check_output(output, inputs)
     with _busy("loading the model", quiet):

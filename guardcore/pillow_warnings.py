@@ -7,6 +7,7 @@ Here a counter installs one hook while any thread collects, and the hook sorts w
 from __future__ import annotations
 
 import ctypes
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,14 +33,15 @@ def collected_warnings() -> Iterator[list[str]]:
         _leave()
 
 
-def silence_libtiff() -> None:
-    """Keep libtiff from writing to standard error about broken files, for the whole process.
+def silence_decoders() -> None:
+    """Keep Pillow's log and libtiff from writing to standard error about broken files, for the whole process.
 
-    It does so past Python, into progress bars; a report names those files anyway. A Pillow whose libtiff cannot be
-    reached (linked in without its symbols) stays as it is.
+    libtiff does so past Python, into progress bars; a report names those files anyway. A Pillow whose libtiff cannot
+    be reached (linked in without its symbols) stays as it is.
     """
     from PIL import _imaging
 
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     set_handler = getattr(ctypes.CDLL(_imaging.__file__), "TIFFSetErrorHandler", None)
     if set_handler is not None:
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p

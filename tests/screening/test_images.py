@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from guardcore.images import ImageError, ImageErrorKind, ImageLimits, open_image
-from guardcore.pillow_warnings import collected_warnings, silence_libtiff
+from guardcore.pillow_warnings import collected_warnings, silence_decoders
 from guardcore.pixels import Alpha, to_rgb
 
 K = ImageErrorKind
@@ -295,10 +295,10 @@ def test_a_host_that_turns_warnings_into_errors_changes_nothing(
         assert opened(malformed_cases["broken-exif.jpg"][0]) != K.CORRUPT
 
 
-def test_libtiff_can_be_silenced(encoded: Callable[..., bytes], capfd: pytest.CaptureFixture[str]) -> None:
+def test_decoders_can_be_silenced(encoded: Callable[..., bytes], capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(encoded(Image.new("1", (64, 64)), "TIFF", compression="group4"))
     data[8:12] = b"\xff" * 4  # the first bytes of the strip
-    silence_libtiff()
+    silence_decoders()
     opened(bytes(data))
     assert capfd.readouterr().err == ""
 
