@@ -16,10 +16,8 @@ from .sweeps import LOG2E, fill, item_span, load_weights, solve, stream_for, tot
 
 JointPlan = tuple[Tensor, Tensor, Tensor, Tensor]
 
-# Groups are read out by tiles of 32 patches x 32 prototypes times 16 or 32 groups; more groups take another turn.
-READ_ROWS = 32
-READ_WIDTH = 32
-GROUPS = (16, 32)
+# Shares are read out by products of 32 patches x 32 prototypes x 32 groups, more groups in turns; 64 x 64 spills.
+READ = {"BR": 32, "BS": 32, "BG": 32}
 
 
 @triton.jit
@@ -163,7 +161,6 @@ def _launch(
         return plan
     workspace = (torch.empty(shape, **floats) for shape in ((X, stream.width), (X, 2), (batch.B, stream.width)))
     blocks = {"BN": stream.fill_rows, "BC": stream.fill_width, "BT": stream.rows, "BM": stream.width}
-    blocks |= {"BR": READ_ROWS, "BS": READ_WIDTH, "BG": next((size for size in GROUPS if size >= G), GROUPS[-1])}
     kinds = product_kind(batch.rows, prototypes) | {"PACKED": batch.offsets is not None}
     with torch.cuda.device_of(prototypes):
         rows = prototypes.contiguous()
@@ -171,6 +168,15 @@ def _launch(
         inputs = (*inputs, weights(patch_weights), weights(prototype_weights), group.contiguous())
         sizes = (batch.N, X, M, G, D)
         joint_kernel[(batch.B,)](
-            *inputs, *workspace, *plan, *sizes, *numbers, **blocks, **kinds, num_warps=stream.warps, num_stages=2
+            *inputs,
+            *workspace,
+            *plan,
+            *sizes,
+            *numbers,
+            **blocks,
+            **READ,
+            **kinds,
+            num_warps=stream.warps,
+            num_stages=2,
         )
     return plan

@@ -79,9 +79,7 @@ def launch_classes() -> Iterator[tuple[str, Kernel]]:
     for stream in sweeps.STREAMS:
         blocks = {"BN": stream.fill_rows, "BC": stream.fill_width, "BT": stream.rows, "BM": stream.width}
         yield f"stream-{stream.width}", Kernel(sinkhorn.stream_kernel, blocks, stream.warps)
-        for groups in joint_sinkhorn.GROUPS:
-            read = {"BR": joint_sinkhorn.READ_ROWS, "BS": joint_sinkhorn.READ_WIDTH, "BG": groups}
-            yield f"joint-{stream.width}-{groups}", Kernel(joint_sinkhorn.joint_kernel, blocks | read, stream.warps)
+        yield f"joint-{stream.width}", Kernel(joint_sinkhorn.joint_kernel, blocks | joint_sinkhorn.READ, stream.warps)
 
 
 CLASSES = dict(launch_classes())
