@@ -28,6 +28,7 @@ SINKHORN = {
     "stream-32": (300, 20, 24, 1, 0.01, 4, 0.0, 0.05),
     "stream-64-few-rows": (5, 33, 24, 2, 0.02, 12, 1e-4, None),
     "stream-128": (70, 65, 24, 1, 0.05, 4, 0.0, None),
+    "stream-16-most-patches": (4096, 2, 8, 1, 0.05, 2, 0.0, None),
 }
 
 
@@ -170,6 +171,7 @@ JOINT = {
     "width-64-two-turns-of-groups": (33, 50, 24, 35, 0.05, 12, 1e-4, 0.1),
     "width-128-softmax": (20, 90, 24, 19, 0.01, 9, 1e-4, 0.0),
     "width-256": (40, 130, 17, 8, 0.02, 4, 0.0, 0.02),
+    "width-512": (17, 257, 16, 2, 0.1, 3, 0.0, None),
     "width-1024-odd": (9, 999, 24, 33, 0.05, 3, 0.0, 1.0),
 }
 
@@ -182,6 +184,13 @@ def test_joint_sinkhorn_is_the_definition_in_every_tile_class(interpreted: Calla
     got = interpreted("joint_sinkhorn", x, p, group, a, b, G, *options)
     check(got, definition("joint_sinkhorn", x, p, group, a, b, G, *options))
     torch.testing.assert_close(got[0].sum(1), torch.ones(1, N), rtol=0, atol=SHARE)
+
+
+def test_joint_half_precision_inputs_lose_nothing_after_their_rounding(interpreted: Callable[..., Any]) -> None:
+    x, p, group = points(1, 20, 40, seed=1).bfloat16(), points(21, 40, seed=2).bfloat16(), torch.arange(21) % 4
+    options = (4, 0.05, 30, 1e-4, 0.1)
+    got = interpreted("joint_sinkhorn", x, p, group, None, None, *options)
+    check(got, definition("joint_sinkhorn", x, p, group, None, None, *options))
 
 
 def test_joint_items_are_spoiled_alone_and_packed_items_keep_their_rows(interpreted: Callable[..., Any]) -> None:
