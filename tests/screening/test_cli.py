@@ -284,7 +284,7 @@ def test_policy_check_and_show(run: Callable[..., Result], tmp_path: Path) -> No
     good.write_text("name: x\ncategories:\n  - name: a\n    nouns: [b]\n")
     assert run("policy", "check", str(good)).stdout == f"{good}: fine, 1 categories\n"
     assert "weapons" in run("policy", "show", "demo").stdout
-    assert "a picture of a dagger" in run("policy", "show", "demo", "--prompts").stdout
+    assert "kitchen knife" in run("policy", "show", "demo", "--prompts").stdout
     assert json.loads(run("policy", "show", "--json").stdout)["name"] == "default"
     assert run("policy", "show", "missing.yaml").exit_code == 2
 

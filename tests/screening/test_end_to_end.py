@@ -49,7 +49,7 @@ def test_calibrate_then_screen(folder: Path) -> None:
     assert "calibrated on 9 pictures for a false-positive rate of 0.1" in told
     assert "benign/broken.jpg: does not count, truncated" in told
 
-    # Which side a picture falls on is the detector's business; that there is a side, and that the code says so, is ours.
+    # Which side a picture falls on is the detector's business; that the exit code says so is ours.
     options = ("--calibration", "c.json", "-f", "json", "--heatmaps", "heat")
     done = guardcore(folder, "screen", "benign/0.png", "benign/notes.txt", "benign/0.png", *options, codes=(1, 3))
     first, text, again = (json.loads(line) for line in done.stdout.splitlines())
