@@ -3,7 +3,7 @@
     python -m bench.detection [--encoder builtin|FILE.safetensors] [--scenes 1000] [--calibration 1000]
 
 Scenes are drawn and embedded once; then every rule scores the same patches, is calibrated on the same benign scenes
-(of styles that training saw) and is judged as the detector would: a picture's score is 1 - its family-wise p-value.
+(of styles that training saw) and judged as the detector does it: by the worst category, of a picture as of a patch.
 Rows are appended to bench/results/detection.csv; the table and the plot of the last run are beside it.
 """
 
@@ -26,7 +26,7 @@ from guardcore.conformal import Calibration
 from guardcore.detector import Detector, Measurement, measure
 from guardcore.encoders import load_encoder
 from guardcore.encoders.protocol import Encoder
-from guardcore.patch_levels import flagged_level, level_at, quantiles_of
+from guardcore.patch_levels import mask_threshold, quantiles_of
 from guardcore.patches import PatchSet
 from guardcore.policy import Policy
 from guardcore.prototypes import PrototypeBank
@@ -110,11 +110,10 @@ def measured(sets: list[PatchSet], bank: PrototypeBank, scoring: Scoring) -> lis
 
 def calibrated(found: list[Measurement], categories: tuple[str, ...]) -> Calibration:
     """What `guardcore.conformal.calibrate` makes of measurements."""
-    quantiles = quantiles_of([one.patch_scores for one in found])
-    levels = [level_at(quantiles, one.patch_scores).min(axis=0) for one in found]
+    lowest = [one.patch_scores.min(axis=0) for one in found]
     lattices = [Lattice.of(one.boxes, one.size) for one in found if one.boxes is not None]
-    level = flagged_level(levels, lattices, MASK_RATE)
-    return Calibration(categories, np.stack([one.statistic for one in found]), quantiles, level, TARGET_FPR)
+    tau = mask_threshold(lowest, lattices, MASK_RATE)
+    return Calibration(categories, np.stack([one.statistic for one in found]), quantiles_of(lowest), tau, TARGET_FPR)
 
 
 def judge(contender: Contender, data: Data, bank: PrototypeBank, draws: int) -> list[dict[str, Any]]:
@@ -133,11 +132,13 @@ def judge(contender: Contender, data: Data, bank: PrototypeBank, draws: int) -> 
 
 def _row(split: Split, found: list[Measurement], calibration: Calibration, draws: int) -> dict[str, Any]:
     p = np.array([calibration.family_p_values(one.statistic).min() for one in found])
-    levels = np.stack([calibration.patch_p_values(one.patch_scores).min(axis=0) for one in found])
-    row = _image_metrics(split, 1 - p, draws) | _subsets(split, 1 - p)
-    row |= _region_metrics(split, levels, calibration, draws)
+    scores = np.array([-one.statistic.min() for one in found])
+    ranks = np.array([-calibration.p_values(one.statistic).min() for one in found])
+    lowest = np.stack([one.patch_scores.min(axis=0) for one in found])
+    row = _image_metrics(split, scores, draws) | _subsets(split, scores)
+    row |= _region_metrics(split, lowest, calibration.patch_threshold, draws)
     return row | {
-        "auroc_raw": metrics.auroc(np.array([-one.statistic.min() for one in found]), split.unsafe),
+        "auroc_ranks": metrics.auroc(ranks, split.unsafe),
         "fpr": float((p <= TARGET_FPR)[~split.unsafe].mean()),
         "recall": float((p <= TARGET_FPR)[split.unsafe].mean()),
     }  # fmt: skip
@@ -167,11 +168,11 @@ def _subsets(split: Split, scores: Floats) -> dict[str, float]:
     return row
 
 
-def _region_metrics(split: Split, levels: Floats, calibration: Calibration, draws: int) -> dict[str, Any]:
-    """Where: at the calibrated patch thresholds, and the mask rate that 90 % of the objects would take."""
+def _region_metrics(split: Split, levels: Floats, threshold: float, draws: int) -> dict[str, Any]:
+    """Where: at the calibrated patch threshold, and the mask rate that 90 % of the objects would take."""
     critical = np.full(len(levels), np.nan)
     critical[split.unsafe] = metrics.critical_levels(levels[split.unsafe], split.coverage[split.unsafe])
-    flagged = levels <= calibration.patch_level * (1 + 1e-9)
+    flagged = levels <= threshold
 
     def false_mask(picks: NDArray[np.int64]) -> float:
         unsafe = split.unsafe[picks]
@@ -181,7 +182,7 @@ def _region_metrics(split: Split, levels: Floats, calibration: Calibration, draw
     low, high = metrics.interval(false_mask, split.unsafe, draws)
     return {
         "mask90": false_mask(everything), "mask90_low": low, "mask90_high": high,
-        "region_recall": float((critical[split.unsafe] <= calibration.patch_level).mean()),
+        "region_recall": float((critical[split.unsafe] <= threshold).mean()),
         "false_mask": float(flagged[~split.unsafe].mean()),
         "patch_iou": metrics.patch_iou(flagged[split.unsafe], split.shown[split.unsafe]),
     }  # fmt: skip

@@ -25,8 +25,8 @@ def line(row: dict[str, Any]) -> str:
     """One row for the terminal."""
     return (
         f"{row['rule']:34} {row['split'][:8]}  "
-        f"AUROC {row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}] raw {row['auroc_raw']:.3f}  "
-        f"mask90 {row['mask90']:.3f}  region {row['region_recall']:.3f}  IoU {row['patch_iou']:.3f}  "
+        f"AUROC {row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}] "
+        f"by ranks {row['auroc_ranks']:.3f}  mask90 {row['mask90']:.3f}  region {row['region_recall']:.3f}  IoU {row['patch_iou']:.3f}  "
         f"FPR {row['fpr']:.3f} recall {row['recall']:.3f}  {row['ms_per_scene']:.1f} ms"
     )
 

@@ -1,32 +1,32 @@
 """Thresholds with a guarantee, from the user's own benign pictures: split conformal calibration.
 
 Let t_1 ... t_n in R^C be the statistics of n benign pictures (one figure a category, lower = closer to unsafe) and t
-that of a new picture. Per category, p_c = (1 + #{i: t_ic <= t_c}) / (n + 1). Over the categories, the picture is
-flagged when the family-wise p-value P <= target_fpr, where P is a rank as well, that of the picture's worst category:
+that of a new picture. Per category, p_c = (1 + #{i: t_ic <= t_c}) / (n + 1). Over the categories, a picture is as
+unsafe as its worst one, S_i = min_c t_ic, and
 
-    r_ic = #{j in 1..n+1: t_jc <= t_ic}                 ranks among all n + 1 pictures, the new one included
-    S_i  = min_c (r_ic, t_ic - median_c)                in lexicographic order: ties of rank go to the lower gap
-    P    = #{i in 1..n+1: S_i <= S_{n+1}} / (n + 1)
+    P_c = (1 + #{i: S_i <= t_c}) / (n + 1),     P = min_c P_c = (1 + #{i: S_i <= S}) / (n + 1)
+
+A category is found when P_c <= target_fpr; the picture is flagged when any is, that is, when P <= target_fpr.
 
 Guarantee: if the new picture is benign and exchangeable with the calibration pictures (independent draws from the same
-source are), then Pr(P <= alpha) <= alpha for every alpha, for every n, encoder and rule, and whatever the dependence
-between categories. Proof: r and median are computed from the n + 1 pictures symmetrically, so permuting the pictures
-permutes S_1 ... S_{n+1}; by exchangeability the rank of S_{n+1} among them is then uniform on 1..n+1 if there are no
-ties, and ties, counted with <=, only raise it. Hence Pr(P <= k / (n + 1)) <= k / (n + 1), with equality if there are
-no ties. The probability is over the calibration pictures as well: with one particular set, the rate varies around
-alpha by about sqrt(alpha / n).
+source are), then Pr(P <= alpha) <= alpha for every alpha, n, encoder and rule, and whatever the dependence between
+categories. Proof: S is one fixed function of a picture, so S_1 ... S_n, S are exchangeable and the rank of S among
+them is uniform on 1 ... n + 1 if there are no ties; ties, counted with <=, only raise it. P is that rank over n + 1,
+hence Pr(P <= k / (n + 1)) <= k / (n + 1), with equality if there are no ties. The probability is over the calibration
+pictures as
+well: with one particular set, the rate varies around alpha by about sqrt(alpha / n).
 
-No category is charged for the others as in Bonferroni's correction, which could not flag anything with n < C / alpha.
-The same rank, taken for one category instead of the worst, is the adjusted p-value of Westfall and Young (single
-step, min P): a category is named when it is at most target_fpr, and the picture is flagged when any is.
+No category is charged for the others as in Bonferroni's correction, which could not flag anything with n < C / alpha;
+P_c is the adjusted p-value of Westfall and Young (1993, single step). Statistics of categories are compared as they
+are, not as ranks within their category: docs/decisions/family-statistic.md has the measurement. A category that is
+never the lowest can have a `target_fpr` of its own.
 
-Patches have thresholds tau_c of their own, at the same level u in every category, chosen so that the share of benign
-pixels in flagged patches of any category stays within a target. With area_i(u) the share of picture i, u is the
-largest level with (sum_i area_i(u) + 1) / (n + 1) <= target, conformal risk control (arXiv 2208.02814, Theorem 1).
-There the guarantee is not exact, because the levels of the categories come from the same pictures; the difference
-vanishes with n times N patches.
+Patches share one threshold tau: a patch is flagged when its lowest score over the categories is at most tau. With
+area_i(tau) the share of picture i in flagged patches, tau is the largest with (sum_i area_i(tau) + 1) / (n + 1) <=
+mask rate. By conformal risk control (arXiv 2208.02814, Theorem 1) the expected flagged share of a benign exchangeable
+picture is then at most that.
 
-Source: split conformal prediction (Vovk et al., 2005); the pooled ranks are its full form with S as conformity score.
+Source: split conformal prediction (Vovk et al., 2005).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from guardcore.patch_levels import PATCH_LEVELS, flagged_level, level_at, quantiles_of, threshold_at
+from guardcore.patch_levels import PATCH_LEVELS, level_at, mask_threshold, quantiles_of
 from guardcore.prototypes import FingerprintError, PrototypeBank
 from guardcore.regions import Lattice
 from guardcore.verdict import ScreenError
@@ -70,8 +70,8 @@ class Calibration:
     Attributes:
         categories: C names, in the order of the columns.
         statistics: float64 [n, C], a row a benign picture: the family-wise rank needs its categories together.
-        patch_quantiles: float64 [C, K], the benign patch scores at the levels PATCH_LEVELS [K]; empty without regions.
-        patch_level: u in [0, 1], the share of benign patches of one category that are flagged. 0 flags none.
+        patch_quantiles: float64 [K], lowest scores of benign patches at the levels PATCH_LEVELS; empty without regions.
+        patch_threshold: tau; -inf flags none.
         target_fpr: family-wise false-positive rate in (0, 1).
         parts: what the figures depend on, by name: a label for people, a space and a fingerprint that must be the same.
         cost_spread: of the bank on calibration pictures, which sets the absolute epsilon; > 0.
@@ -80,20 +80,23 @@ class Calibration:
     categories: tuple[str, ...]
     statistics: Floats
     patch_quantiles: Floats
-    patch_level: float
+    patch_threshold: float
     target_fpr: float
     parts: Mapping[str, str] = field(default_factory=dict)
     cost_spread: float = 1.0
 
     def __post_init__(self) -> None:
         """Check shapes and ranges; raise CalibrationError."""
-        shape = (len(self.categories), len(PATCH_LEVELS))
-        if self.statistics.ndim != 2 or self.statistics.shape[1] != shape[0] or not np.isfinite(self.statistics).all():
-            raise CalibrationError(f"statistics: expected finite [n, {shape[0]}]; got shape {self.statistics.shape}")
-        if self.patch_quantiles.shape not in (shape, (0, 0)) or not np.isfinite(self.patch_quantiles).all():
-            raise CalibrationError(f"patch_quantiles: expected finite {shape}; got shape {self.patch_quantiles.shape}")
-        if not 0 <= self.patch_level <= 1:
-            raise CalibrationError(f"patch_level: expected a share in [0, 1]; got {self.patch_level!r}")
+        width = len(self.categories)
+        if self.statistics.ndim != 2 or self.statistics.shape[1] != width or not np.isfinite(self.statistics).all():
+            raise CalibrationError(f"statistics: expected finite [n, {width}]; got shape {self.statistics.shape}")
+        if self.patch_quantiles.shape not in (PATCH_LEVELS.shape, (0,)) or not np.isfinite(self.patch_quantiles).all():
+            expected = list(PATCH_LEVELS.shape)
+            raise CalibrationError(
+                f"patch_quantiles: expected finite {expected}; got shape {self.patch_quantiles.shape}"
+            )
+        if np.isnan(self.patch_threshold):
+            raise CalibrationError("patch_threshold: expected a number; got NaN")
         if not 0 < self.cost_spread < float("inf"):
             raise CalibrationError(f"cost_spread: expected a finite number above 0; got {self.cost_spread!r}")
         check_size(len(self.statistics), self.target_fpr)
@@ -103,34 +106,21 @@ class Calibration:
         """Number n of benign pictures."""
         return len(self.statistics)
 
-    @cached_property
-    def _ranks(self) -> NDArray[np.int64]:
-        """#{j in 1..n: t_jc <= t_ic}, int64 [n, C]."""
-        columns = [np.searchsorted(np.sort(t), t, side="right") for t in self.statistics.T]
-        return np.stack(columns, axis=1).astype(np.int64)
-
     def p_values(self, statistic: Floats) -> Floats:
         """Conformal p-value of each category, (1 + #{t_i <= t}) / (n + 1) in (0, 1]: statistic [C] -> float64 [C]."""
         p: Floats = (1 + (self.statistics <= statistic).sum(axis=0)) / (self.count + 1)
         return p
 
     def family_p_values(self, statistic: Floats, family: NDArray[np.bool_] | None = None) -> Floats:
-        """Adjusted p-value of each category, float64 [C]; the lowest of them is the picture's P of the module
-        docstring.
+        """P_c of the module docstring, float64 [C]; the lowest of them is the picture's P.
 
         statistic: finite [C]. family: bool [C], the categories that share the target rate (None = all); others get 1.
         """
         family = np.ones(len(self.categories), dtype=bool) if family is None else family
         adjusted = np.ones(len(self.categories))
-        if not family.any():
-            return adjusted
-        benign, new = self.statistics[:, family], statistic[family]
-        own = 1 + (benign <= new).sum(axis=0)
-        others = self._ranks[:, family] + (new <= benign)
-        center = np.median(np.vstack([benign, new]), axis=0)
-        worst = np.sort(_key(others, benign - center).min(axis=1))
-        below = np.searchsorted(worst, _key(own, new - center), side="right")
-        adjusted[family] = (1 + below) / (self.count + 1)
+        if family.any():
+            worst = self.statistics[:, family].min(axis=1)
+            adjusted[family] = (1 + (worst[:, None] <= statistic[family]).sum(axis=0)) / (self.count + 1)
         return adjusted
 
     @property
@@ -138,16 +128,9 @@ class Calibration:
         """Whether patch scores were calibrated, so that regions can be told."""
         return self.patch_quantiles.size > 0
 
-    @property
-    def patch_thresholds(self) -> Floats:
-        """Tau [C]: a patch is flagged when its score is at most this; -inf where nothing may be flagged."""
-        if not self.has_patches or self.patch_level < PATCH_LEVELS[0]:
-            return np.full(len(self.categories), -np.inf)
-        return threshold_at(self.patch_quantiles, self.patch_level)
-
     def patch_p_values(self, scores: Floats) -> Floats:
-        """Share of benign patches that score as low, float64 [C, N] for scores [C, N]; at least PATCH_LEVELS[0]."""
-        return level_at(self.patch_quantiles, scores)
+        """Share of benign patches whose lowest score is as low, float64 [N] for scores [C, N]."""
+        return level_at(self.patch_quantiles, scores.min(axis=0))
 
     def check(self, parts: Mapping[str, str]) -> None:
         """Compare with a detector's parts; raise FingerprintError naming every one that differs."""
@@ -176,9 +159,9 @@ class Calibration:
             "target_fpr": self.target_fpr,
             "cost_spread": self.cost_spread,
             "categories": list(self.categories),
-            "patch_level": self.patch_level,
-            "patch_quantiles": _digits(self.patch_quantiles),
-            "statistics": _digits(self.statistics),
+            "patch_threshold": _digits(self.patch_threshold),
+            "patch_quantiles": [_digits(value) for value in self.patch_quantiles],
+            "statistics": [[_digits(value) for value in row] for row in self.statistics],
         }
         return json.dumps(data, separators=(",", ":"), sort_keys=True) + "\n"
 
@@ -194,8 +177,8 @@ class Calibration:
                 categories,
                 # Through fp32, so that a figure equals the one that was measured and ties stay ties.
                 np.array(data["statistics"], dtype=np.float32).astype(np.float64),
-                np.array(data["patch_quantiles"] or np.empty((0, 0)), dtype=np.float64),
-                float(data["patch_level"]),
+                np.array(data["patch_quantiles"], dtype=np.float64),
+                -np.inf if data["patch_threshold"] is None else float(np.float32(data["patch_threshold"])),
                 float(data["target_fpr"]),
                 {str(name): str(value) for name, value in data["parts"].items()},
                 float(data["cost_spread"]),
@@ -218,18 +201,14 @@ def check_size(count: int, target_fpr: float) -> None:
         )
 
 
-def _key(ranks: NDArray[np.int64], gaps: Floats) -> Floats:
-    """(rank, gap) in lexicographic order as one float64: the gap, squeezed into (0, 1), is the fraction."""
-    return np.asarray(ranks + 1 / (1 + np.exp(-gaps)))
-
-
 def _identity(part: str | None) -> str | None:
     """The fingerprint of a part, without the label in front: a checkpoint may move to another folder."""
     return None if part is None else part.rpartition(" ")[2]
 
 
-def _digits(values: Floats) -> list[list[float]]:
-    return [[float(f"{value:.9g}") for value in row] for row in values]
+def _digits(value: float) -> float | None:
+    """Nine digits, which is all that fp32 has; JSON knows no infinity."""
+    return float(f"{value:.9g}") if np.isfinite(value) else None
 
 
 class Measures(Protocol):
@@ -280,12 +259,12 @@ def calibrate(
             stacklevel=2,
         )
     check_size(len(sound), target_fpr)
-    quantiles, level = _calibrate_patches([found for found in sound if found.boxes is not None], mask_rate)
+    quantiles, threshold = _calibrate_patches([found for found in sound if found.boxes is not None], mask_rate)
     return Calibration(
         categories=detector.bank.categories,
         statistics=np.stack([found.statistic for found in sound]),
         patch_quantiles=quantiles,
-        patch_level=level,
+        patch_threshold=threshold,
         target_fpr=target_fpr,
         parts=dict(detector.parts),
         cost_spread=detector.bank.cost_spread,
@@ -293,9 +272,9 @@ def calibrate(
 
 
 def _calibrate_patches(measured: Sequence[Any], mask_rate: float) -> tuple[Floats, float]:
-    """Patch quantiles and the flagged level; nothing for `views`, whose patches have no place."""
+    """Patch quantiles and tau; nothing for `views`, whose patches have no place."""
     if not measured:
-        return np.empty((0, 0)), 0.0
-    quantiles = quantiles_of([found.patch_scores for found in measured])
-    levels = [level_at(quantiles, found.patch_scores).min(axis=0) for found in measured]
-    return quantiles, flagged_level(levels, [Lattice.of(found.boxes, found.size) for found in measured], mask_rate)
+        return np.empty(0), -np.inf
+    lowest = [found.patch_scores.min(axis=0) for found in measured]
+    lattices = [Lattice.of(found.boxes, found.size) for found in measured]
+    return quantiles_of(lowest), mask_threshold(lowest, lattices, mask_rate)

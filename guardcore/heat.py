@@ -62,7 +62,7 @@ def patch_heat(verdict: Verdict) -> Floats | None:
     if verdict.patch_scores is None or not verdict.patch_scores.size:
         return None
     if verdict.patch_levels is not None:
-        level = np.log(verdict.patch_levels.min(axis=0))
+        level = np.log(verdict.patch_levels)
         return np.asarray(((np.log(COLD) - level) / (np.log(COLD) - np.log(HOT))).clip(0, 1))
     scores = verdict.patch_scores.min(axis=0)
     spread = float(scores.max() - scores.min())

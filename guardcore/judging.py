@@ -55,9 +55,7 @@ def judge(measured: Measured, policy: Policy, calibration: Calibration | None, f
     found = find_categories(measured.statistic, policy, calibration, adjusted)
     p_values = None if calibration is None else calibration.p_values(measured.statistic)
     levels = _levels(measured, calibration)
-    ranked = sorted(
-        np.flatnonzero(found), key=lambda c: (1.0 if p_values is None else p_values[c], measured.distance[c])
-    )
+    ranked = sorted(np.flatnonzero(found), key=lambda c: (measured.statistic[c], measured.distance[c]))
     error = None if found.any() else _undecided(policy, calibration)
     return Verdict(
         flagged=bool(found.any()),
@@ -132,19 +130,11 @@ def _regions(
     """
     if measured.boxes is None:
         return ()
-    tau = np.full(len(policy.categories), -np.inf) if calibration is None else calibration.patch_thresholds
-    tau = np.array(
-        [
-            limit if each.threshold is None else each.threshold
-            for each, limit in zip(policy.categories, tau, strict=True)
-        ]
-    )
+    common = -np.inf if calibration is None else calibration.patch_threshold
+    tau = np.array([common if each.threshold is None else each.threshold for each in policy.categories])
     scores = measured.patch_scores
     flagged = scores <= tau[:, None]
     flagged[found, scores[found].argmin(axis=1)] = True
-    # Without levels, the margin to the threshold says which patch is worse.
-    order = scores - np.where(np.isneginf(tau), 0, tau)[:, None] if levels is None else levels
+    margins = scores - np.where(np.isneginf(tau), 0, tau)[:, None]
     names = [each.name for each in policy.categories]
-    return find_regions(
-        flagged, order, measured.boxes, measured.size, names, measured.distance, calibrated=levels is not None
-    )
+    return find_regions(flagged, margins, levels, measured.boxes, measured.size, names, measured.distance)

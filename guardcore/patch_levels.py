@@ -1,7 +1,6 @@
-"""How unusual is a patch score among benign patches, and which level flags how many benign pixels?
+"""How unusual is a patch score among benign patches, and which threshold flags how many benign pixels?
 
-Levels are comparable between categories, scores are not: score[c, n] has another distribution in each category. The
-level of a score is the share of benign patches of that category with a score as low, read off stored quantiles.
+A patch is as suspicious as its lowest score over the categories; everything here is about that one figure.
 """
 
 from __future__ import annotations
@@ -21,41 +20,32 @@ PATCH_LEVELS = np.geomspace(1e-5, 1.0, 41)
 
 
 def quantiles_of(scores: Sequence[Floats]) -> Floats:
-    """Pooled patch scores of all pictures ([C, N_i] each) at PATCH_LEVELS, rounded down: float64 [C, K]."""
-    # One category at a time: all of them would be gigabytes for ten thousand pictures.
-    rows = []
-    for category in range(len(scores[0])):
-        pooled = np.sort(np.concatenate([picture[category] for picture in scores]))
-        rows.append(pooled[np.floor(PATCH_LEVELS * (len(pooled) - 1)).astype(int)])
-    return np.stack(rows).astype(np.float64)
+    """Pooled scores of all pictures ([N_i] each) at PATCH_LEVELS, rounded down: float64 [K]."""
+    pooled = np.sort(np.concatenate(scores))
+    return pooled[np.floor(PATCH_LEVELS * (len(pooled) - 1)).astype(int)].astype(np.float64)
 
 
 def level_at(quantiles: Floats, scores: Floats) -> Floats:
-    """Where scores [C, N] fall among quantiles [C, K], as a share of benign patches in [PATCH_LEVELS[0], 1]."""
-    logs = np.log(PATCH_LEVELS)
-    rows = [np.interp(score, row, logs) for score, row in zip(scores, quantiles, strict=True)]
-    return np.asarray(np.exp(np.stack(rows)))
+    """Share of benign patches with a score as low, read off quantiles [K]: [N] -> float64 [N], >= PATCH_LEVELS[0]."""
+    return np.asarray(np.exp(np.interp(scores, quantiles, np.log(PATCH_LEVELS))))
 
 
-def threshold_at(quantiles: Floats, level: float) -> Floats:
-    """The score at a level, the inverse of `level_at`: quantiles [C, K] -> float64 [C]."""
-    return np.array([np.interp(np.log(level), np.log(PATCH_LEVELS), row) for row in quantiles])
+def mask_threshold(scores: Sequence[Floats], lattices: Sequence[Lattice], target: float) -> float:
+    """The largest score tau with (sum_i area_i(tau) + 1) / (n + 1) <= target; -inf if there is none.
 
-
-def flagged_level(levels: Sequence[Floats], lattices: Sequence[Lattice], target: float) -> float:
-    """The largest patch level at which benign pixels are flagged at a rate of at most `target`; 0 if none is.
-
-    levels: [N_i] a picture, the lowest of `level_at` over the categories; lattices: the cells of its patches. A cell is
-    flagged at the lowest level of any patch over it, so sorting cells by that level gives every level's area at once.
+    scores: [N_i] a picture; lattices: the cells of its patches. area_i(tau) is the share of picture i in patches that
+        score
+    at most tau. A cell is flagged at the lowest score of any patch over it, so sorting cells gives every tau's area
+    at once.
     """
     cells, areas = [], []
-    for level, lattice in zip(levels, lattices, strict=True):
-        cells.append(lattice.lowest(level).ravel())
+    for score, lattice in zip(scores, lattices, strict=True):
+        cells.append(lattice.lowest(score).ravel())
         areas.append(lattice.area.ravel())
     order = np.argsort(np.concatenate(cells), kind="stable")
-    sorted_levels = np.concatenate(cells)[order]
-    risk = (np.concatenate(areas)[order].cumsum() + 1) / (len(levels) + 1)
-    # Cells of equal level are flagged together, so the last of them counts.
-    risk = risk[np.searchsorted(sorted_levels, sorted_levels, side="right") - 1]
+    candidates = np.concatenate(cells)[order]
+    risk = (np.concatenate(areas)[order].cumsum() + 1) / (len(scores) + 1)
+    # Cells of equal score are flagged together, so the last of them counts.
+    risk = risk[np.searchsorted(candidates, candidates, side="right") - 1]
     allowed = int(np.searchsorted(risk, target, side="right"))
-    return float(sorted_levels[allowed - 1]) if allowed else 0.0
+    return float(candidates[allowed - 1]) if allowed else -np.inf

@@ -89,7 +89,8 @@ class Lattice:
 class Region:
     """A connected part of a picture whose patches are closer to an unsafe concept than benign patches are.
 
-    category: the category with the smallest patch p-value in it; score: 1 - that p-value in [0, 1], None before
+    category: the one with the lowest patch score in it; score: 1 - the smallest patch p-value in it, in [0, 1), None
+        before
     calibration; box: x0, y0, x1, y1 in pixels of the original, half-open; area: share of the picture in [0, 1];
     rectangles: the region itself, as disjoint boxes; size: (width, height) of the picture.
     """
@@ -127,38 +128,35 @@ def paint(rectangles: Sequence[Box], size: tuple[int, int]) -> Bools:
 
 def find_regions(
     flagged: Bools,
-    levels: Floats,
+    margins: Floats,
+    levels: Floats | None,
     boxes: Ints,
     size: tuple[int, int],
     categories: Sequence[str],
     distances: Floats,
-    *,
-    calibrated: bool,
 ) -> tuple[Region, ...]:
     """Join flagged patches into regions, the most unsafe one first.
 
-    flagged [C, N]: patches at or below their category's threshold; levels [C, N]: p-values of the patches if
-    `calibrated`, else any figure that is lower for worse; boxes int64 [N, 4]. Cells that touch, diagonally too, are one
-    region: an object seldom respects the patch grid. The region is named after its lowest level among flagged
-        patches, and
-    among equal ones after the lowest of distances [C].
+    flagged [C, N]: patches at or below their category's threshold; margins [C, N]: by how much (lower = worse);
+    levels [N]: p-values of the patches, None before calibration; boxes int64 [N, 4]. Cells that touch, diagonally
+    too, are one region: an object seldom respects the patch grid. The region is named after its lowest margin among
+    flagged patches, and among equal ones after the lowest of distances [C].
     """
     suspects: Bools = np.any(flagged, axis=0)
     if not suspects.any():
         return ()
     lattice = Lattice.of(boxes, size)
     labels = label_components(lattice.covered(suspects))
-    worst = np.where(flagged, levels, np.inf)
+    worst = np.where(flagged, margins, np.inf)
     # A patch lies in one component: all its cells are covered and connected, so its first cell tells which.
     component = np.where(suspects, labels[lattice.spans[:, 1], lattice.spans[:, 0]], 0)
     found = []
     for label in range(1, int(labels.max()) + 1):
         per_category = np.where(component == label, worst, np.inf).min(axis=1)
         category = int(np.lexsort((distances, per_category))[0])
-        level = float(per_category[category])
-        cells = labels == label
-        region = _region(lattice, cells, categories[category], 1.0 - level if calibrated else None, size)
-        found.append((level, region))
+        score = None if levels is None else float(1 - levels[component == label].min())
+        region = _region(lattice, labels == label, categories[category], score, size)
+        found.append((float(per_category[category]), region))
     return tuple(region for _, region in sorted(found, key=lambda pair: pair[0]))
 
 

@@ -42,7 +42,7 @@ class Verdict:
     Attributes:
         flagged: whether some category of the policy was found.
         action: allow, or the strictest action among the found categories; the policy's on_error if `error` is set.
-        found: the categories that were found, most unusual first.
+        found: the categories that were found, nearest first.
         scores: 1 - conformal p-value of each category, in [0, 1); None before calibration. 0.99 reads "nearer to this
             concept than 99 % of benign pictures".
         p_value: family-wise p-value of the picture, in (0, 1]; None before calibration.
@@ -52,7 +52,7 @@ class Verdict:
             have an error rate of their own (a share of benign pixels), so a picture that is not flagged may have
             some.
         patch_scores: fp32 [C, N], lower = closer, C as in `statistics`; None if the picture could not be embedded.
-        patch_levels: float64 [C, N], the share of benign patches that score as low; None before calibration.
+        patch_levels: float64 [N], the share of benign patches whose lowest score is as low; None before calibration.
         boxes: int64 [N, 4], x0, y0, x1, y1 of each patch in pixels of the original, half-open; None for `views`.
         size: width and height of the original; (0, 0) if it could not be read.
         error: why the picture could not be judged, or None.
@@ -76,11 +76,10 @@ class Verdict:
 
     @property
     def category(self) -> str | None:
-        """The category that the picture is nearest to, found or not: lowest p-value, then lowest distance."""
+        """The category that the picture is nearest to, found or not: lowest statistic, then lowest distance."""
         if not self.statistics:
             return None
-        nearness = {name: (-(self.scores[name] or 0.0), self.distances[name]) for name in self.statistics}
-        return min(nearness, key=lambda name: nearness[name])
+        return min(self.statistics, key=lambda name: (self.statistics[name], self.distances[name]))
 
     @property
     def mask(self) -> NDArray[np.bool_]:

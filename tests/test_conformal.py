@@ -12,27 +12,17 @@ import numpy as np
 import pytest
 
 from guardcore.conformal import Calibration, CalibrationError, calibrate, check_size
-from guardcore.patch_levels import PATCH_LEVELS, flagged_level, level_at, quantiles_of, threshold_at
+from guardcore.patch_levels import PATCH_LEVELS, level_at, mask_threshold, quantiles_of
 from guardcore.prototypes import FingerprintError
 from guardcore.regions import Lattice
 from guardcore.verdict import ScreenError
 
-NO_PATCHES = np.empty((0, 0))
+NO_PATCHES = np.empty(0)
 
 
 def calibration_of(statistics: np.ndarray, target: float = 0.05) -> Calibration:
     names = tuple(f"c{i}" for i in range(statistics.shape[1]))
-    return Calibration(names, statistics, NO_PATCHES, 0.0, target, {"encoder": "e"})
-
-
-def family_by_definition(benign: np.ndarray, new: np.ndarray) -> float:
-    """P of the module docstring, in its own words: plain loops over the n + 1 pictures."""
-    rows = [tuple(row) for row in [*benign, new]]
-    center = np.median(np.array(rows), axis=0)
-    keys = [
-        min((sum(other[c] <= row[c] for other in rows), row[c] - center[c]) for c in range(len(new))) for row in rows
-    ]
-    return sum(key <= keys[-1] for key in keys) / len(rows)
+    return Calibration(names, statistics, NO_PATCHES, -np.inf, target, {"encoder": "e"})
 
 
 def test_p_value_counts_ties_and_the_picture_itself() -> None:
@@ -42,14 +32,17 @@ def test_p_value_counts_ties_and_the_picture_itself() -> None:
     assert calibration.p_values(np.array([9.0])) == pytest.approx(1.0)
 
 
-def test_family_p_value_is_its_definition_also_with_ties() -> None:
+def test_family_p_value_is_the_rank_among_worst_categories() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         n, categories = int(rng.integers(19, 30)), int(rng.integers(1, 6))
         benign = rng.integers(0, 8, (n, categories)) / 8.0  # coarse values: many ties
         new = rng.integers(-1, 8, categories) / 8.0
-        got = calibration_of(benign).family_p_values(new).min()
-        assert got == pytest.approx(family_by_definition(benign, new), abs=1e-12)
+        adjusted = calibration_of(benign).family_p_values(new)
+        for category in range(categories):
+            as_bad = sum(min(row) <= new[category] for row in benign.tolist())
+            assert adjusted[category] == pytest.approx((1 + as_bad) / (n + 1))
+        assert (adjusted >= calibration_of(benign).p_values(new) - 1e-12).all()
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.9], ids=["independent", "correlated categories"])
@@ -105,37 +98,41 @@ def test_too_few_pictures_for_a_rate_is_a_named_error(count: int, rate: float, e
         check_size(count, rate)
 
 
-def test_levels_and_thresholds_are_inverse_and_rounded_to_the_safe_side() -> None:
-    scores = [np.random.default_rng(5).random((2, 200_000)) * np.array([[1.0], [0.01]])]
-    quantiles = quantiles_of(scores)
-    for level in (0.003, 0.02, 0.4):
-        tau = threshold_at(quantiles, level)
-        np.testing.assert_allclose(level_at(quantiles, tau[:, None])[:, 0], level, rtol=1e-9)
-        assert ((scores[0] <= tau[:, None]).mean(axis=1) <= level * 1.02).all()
-    assert level_at(quantiles, np.array([[-1.0], [9.0]])).ravel().tolist() == pytest.approx([PATCH_LEVELS[0], 1.0])
+def test_levels_are_the_share_of_benign_patches() -> None:
+    scores = np.random.default_rng(5).random((20, 10_000))
+    quantiles = quantiles_of(list(scores))
+    for value in (0.003, 0.02, 0.4):
+        assert level_at(quantiles, np.array([value])) == pytest.approx((scores <= value).mean(), rel=0.05)
+    assert level_at(quantiles, np.array([-1.0, 9.0])).tolist() == pytest.approx([PATCH_LEVELS[0], 1.0])
 
 
-def test_flagged_level_holds_the_pixel_rate_and_is_the_largest_that_does() -> None:
+def test_mask_threshold_holds_the_pixel_rate_and_is_the_largest_that_does() -> None:
     rng = np.random.default_rng(6)
     boxes = np.array([[x, y, x + 12, y + 12] for y in range(0, 40, 8) for x in range(0, 40, 8)])  # patches overlap
     lattice = Lattice.of(boxes, (44, 44))
-    scores = [rng.random((3, 25)) for _ in range(60)]
-    quantiles = quantiles_of(scores)
-    levels = [level_at(quantiles, s).min(axis=0) for s in scores]
-    chosen = flagged_level(levels, [lattice] * 60, 0.1)
+    scores = [rng.integers(0, 200, 25) / 200 for _ in range(60)]  # with ties
+    chosen = mask_threshold(scores, [lattice] * 60, 0.1)
 
-    def rate(level: float) -> float:
-        areas = [lattice.area[lattice.covered(each <= level)].sum() for each in levels]
-        return (sum(areas) + 1) / 61
+    def rate(threshold: float) -> float:
+        return (sum(lattice.area[lattice.covered(each <= threshold)].sum() for each in scores) + 1) / 61
 
     assert rate(chosen) <= 0.1
-    following = min(value for each in levels for value in each if value > chosen)
-    assert rate(following) > 0.1
+    assert rate(chosen + 1 / 200) > 0.1
 
 
-def test_flagged_level_is_zero_where_even_one_patch_is_too_much() -> None:
+def test_masked_share_of_a_new_picture_is_held_on_average() -> None:
+    rng, boxes = np.random.default_rng(8), np.array([[0, 0, 4, 8], [4, 0, 8, 8]])
+    lattice, shares = Lattice.of(boxes, (8, 8)), []
+    for _ in range(1500):
+        scores = rng.normal(size=(31, 2)) + rng.normal(size=(31, 1))
+        threshold = mask_threshold(list(scores[:-1]), [lattice] * 30, 0.1)
+        shares.append((scores[-1] <= threshold).mean())
+    assert np.mean(shares) <= 0.1 + 3 * np.std(shares) / 1500**0.5
+
+
+def test_mask_threshold_flags_nothing_where_even_one_patch_is_too_much() -> None:
     lattice = Lattice.of(np.array([[0, 0, 4, 4]]), (4, 4))
-    assert flagged_level([np.full(1, 0.5)] * 3, [lattice] * 3, 0.02) == 0.0
+    assert mask_threshold([np.full(1, 0.5)] * 3, [lattice] * 3, 0.02) == -np.inf
 
 
 class FakeDetector:
@@ -164,7 +161,7 @@ def test_calibrate_collects_what_the_detector_measures() -> None:
     assert (calibration.count, calibration.target_fpr, calibration.cost_spread) == (40, 0.1, 0.25)
     assert calibration.parts == FakeDetector.parts
     assert calibration.has_patches
-    assert np.isfinite(calibration.patch_thresholds).all()
+    assert np.isfinite(calibration.patch_threshold)
 
 
 def test_calibrate_tells_of_pictures_that_do_not_count() -> None:
@@ -179,14 +176,16 @@ def test_calibrate_tells_of_pictures_that_do_not_count() -> None:
 def test_file_round_trip_is_exact_for_fp32(tmp_path: Path) -> None:
     rng = np.random.default_rng(7)
     statistics = rng.random((30, 2)).astype(np.float32).astype(np.float64)
-    quantiles = np.sort(rng.random((2, len(PATCH_LEVELS))).astype(np.float32).astype(np.float64), axis=1)
-    saved = Calibration(("a", "b"), statistics, quantiles, 0.01, 0.05, {"encoder": "e 12", "patches": "tokens"}, 0.3)
+    quantiles = np.sort(rng.random(len(PATCH_LEVELS)).astype(np.float32).astype(np.float64))
+    saved = Calibration(
+        ("a", "b"), statistics, quantiles, float(np.float32(0.01)), 0.05, {"encoder": "e 12", "patches": "tokens"}, 0.3
+    )
     saved.save(tmp_path / "c.json")
     loaded = Calibration.load(tmp_path / "c.json")
     np.testing.assert_array_equal(loaded.statistics, statistics)
     np.testing.assert_allclose(loaded.patch_quantiles, quantiles, rtol=1e-8)
     assert loaded.fingerprint == saved.fingerprint
-    assert (loaded.parts, loaded.cost_spread, loaded.patch_level) == (saved.parts, 0.3, 0.01)
+    assert (loaded.parts, loaded.cost_spread, loaded.patch_threshold) == (saved.parts, 0.3, saved.patch_threshold)
     changed = dataclasses.replace(saved, target_fpr=0.06)
     assert changed.fingerprint != saved.fingerprint
 
@@ -220,15 +219,15 @@ def test_a_file_that_is_no_calibration_is_a_named_error(tmp_path: Path, text: st
     [
         ("statistics", [[0.1, float("nan")]] * 30, "statistics"),
         ("statistics", [[0.1]] * 30, "statistics"),
-        ("patch_quantiles", [[1.0, 2.0]], "patch_quantiles"),
-        ("patch_level", 3.0, "patch_level"),
+        ("patch_quantiles", [1.0, 2.0], "patch_quantiles"),
+        ("patch_threshold", float("nan"), "patch_threshold"),
         ("target_fpr", 0.0001, "at least 9999"),
         ("cost_spread", 0.0, "cost_spread"),
         ("parts", [], "not a calibration file"),
     ],
 )
 def test_a_damaged_field_is_named(tmp_path: Path, field: str, value: object, match: str) -> None:
-    Calibration(("a", "b"), np.zeros((30, 2)), NO_PATCHES, 0.0, 0.05).save(tmp_path / "c.json")
+    Calibration(("a", "b"), np.zeros((30, 2)), NO_PATCHES, -np.inf, 0.05).save(tmp_path / "c.json")
     data = json.loads((tmp_path / "c.json").read_text())
     (tmp_path / "c.json").write_text(json.dumps(data | {field: value}))
     with pytest.raises(CalibrationError, match=match):

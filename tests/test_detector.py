@@ -341,7 +341,7 @@ def test_verdict_prints_itself(detector: Detector) -> None:
 def test_verdict_fingerprint_covers_policy_and_calibration(detector: Detector) -> None:
     same = detector.with_calibration(detector.calibration)
     other = Detector(ColorEncoder(), policy_of(on_error="allow"), calibration=detector.calibration)
-    changed = dataclasses.replace(detector.calibration, patch_level=0.0)
+    changed = dataclasses.replace(detector.calibration, patch_threshold=0.0)
     assert same.fingerprint == detector.fingerprint == detector.screen(scene()).fingerprint
     assert len({detector.fingerprint, other.fingerprint, detector.with_calibration(changed).fingerprint}) == 3
 

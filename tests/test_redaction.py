@@ -30,7 +30,9 @@ def verdict_of(
     levels = np.full((2, 16), 0.6)
     levels[0, list(hot)] = 1e-4
     names = ["weapons", "a_category_with_a_very_long_name_that_does_not_fit_anywhere"]
-    regions = find_regions(levels < 0.01, levels, boxes, size, names, np.array([0.1, 0.2]), calibrated=calibrated)
+    regions = find_regions(
+        levels < 0.01, levels, levels.min(axis=0) if calibrated else None, boxes, size, names, np.array([0.1, 0.2])
+    )
     return Verdict(
         flagged=flagged,
         action="block" if flagged else "allow",
@@ -41,7 +43,7 @@ def verdict_of(
         statistics=dict(zip(names, (0.1, 0.2), strict=True)),
         regions=regions,
         patch_scores=levels.astype(np.float32),
-        patch_levels=levels if calibrated else None,
+        patch_levels=levels.min(axis=0) if calibrated else None,
         boxes=boxes,
         size=size,
         error=None,

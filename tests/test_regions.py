@@ -67,14 +67,14 @@ def test_rectangles_are_disjoint_and_merged() -> None:
     assert area == paint(rectangles, (40, 40)).sum()
 
 
-def test_regions_are_named_after_their_lowest_level_and_sorted() -> None:
+def test_regions_are_named_after_their_lowest_margin_and_sorted() -> None:
     boxes = boxes_of(4, 40)
     levels = np.ones((2, 16))
     levels[0, [0, 1]] = 0.01  # top left: category a ...
     levels[1, 1] = 0.004  # ... but b is worse in one of its patches
     levels[0, 15] = 0.002  # bottom right: a, the worst of all
     flagged = levels < 0.05
-    far_end, near = find_regions(flagged, levels, boxes, (40, 40), ["a", "b"], np.zeros(2), calibrated=True)
+    far_end, near = find_regions(flagged, levels, levels.min(axis=0), boxes, (40, 40), ["a", "b"], np.zeros(2))
     assert (far_end.category, far_end.box, far_end.score) == ("a", (30, 30, 40, 40), pytest.approx(0.998))
     assert (near.category, near.box, near.area) == ("b", (0, 0, 20, 10), pytest.approx(2 / 16))
     assert near.mask.sum() == 200
@@ -83,26 +83,18 @@ def test_regions_are_named_after_their_lowest_level_and_sorted() -> None:
 
 
 def test_an_unflagged_category_never_names_a_region() -> None:
-    levels = np.array([[0.5], [0.001]])
-    (region,) = find_regions(
-        np.array([[True], [False]]), levels, boxes_of(1, 8), (8, 8), ["a", "b"], np.zeros(2), calibrated=False
-    )
+    flagged, margins = np.array([[True], [False]]), np.array([[0.5], [0.001]])
+    (region,) = find_regions(flagged, margins, None, boxes_of(1, 8), (8, 8), ["a", "b"], np.zeros(2))
     assert region.category == "a"
     assert region.score is None
 
 
-def test_equal_levels_are_told_apart_by_distance() -> None:
-    levels = np.full((2, 1), 0.01)
-    (region,) = find_regions(
-        levels < 1, levels, boxes_of(1, 8), (8, 8), ["a", "b"], np.array([0.9, 0.1]), calibrated=True
-    )
+def test_equal_margins_are_told_apart_by_distance() -> None:
+    margins = np.full((2, 1), 0.01)
+    (region,) = find_regions(margins < 1, margins, None, boxes_of(1, 8), (8, 8), ["a", "b"], np.array([0.9, 0.1]))
     assert region.category == "b"
 
 
 def test_nothing_flagged_is_no_region() -> None:
-    assert (
-        find_regions(
-            np.zeros((1, 4), bool), np.ones((1, 4)), boxes_of(2, 8), (8, 8), ["a"], np.zeros(1), calibrated=True
-        )
-        == ()
-    )
+    margins = np.ones((1, 4))
+    assert find_regions(margins < 0, margins, None, boxes_of(2, 8), (8, 8), ["a"], np.zeros(1)) == ()

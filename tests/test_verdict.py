@@ -30,9 +30,9 @@ def policy_of(*extra: dict[str, object], on_error: str = "block") -> Policy:
 
 
 def calibration() -> Calibration:
-    """99 benign pictures with statistics 0.01 ... 0.99 in every category; patch scores uniform in [0, 1]."""
+    """99 benign pictures with statistics 0.01 ... 0.99 in every category; lowest patch scores uniform in [0, 1]."""
     columns = np.stack([np.arange(1, 100) / 100] * 3, axis=1)
-    return Calibration(NAMES, columns, np.stack([PATCH_LEVELS] * 3), 0.01, 0.05)
+    return Calibration(NAMES, columns, PATCH_LEVELS, 0.005, 0.05)
 
 
 def measured(*statistic: float, patches: list[list[float]] | None = None) -> SimpleNamespace:
@@ -48,7 +48,7 @@ def test_the_strictest_action_of_the_found_categories_counts() -> None:
         assert strictest(policy, np.array([int(bit) for bit in found], bool)) == action
 
 
-def test_categories_are_found_by_family_rank_and_ordered_by_rarity() -> None:
+def test_categories_are_found_by_the_family_and_ordered_by_nearness() -> None:
     verdict = judge(measured(0.02, -1.0, 0.9), policy_of(), calibration(), "f")
     assert verdict.found == ("fire", "knives")
     assert (verdict.flagged, verdict.action, verdict.category) == (True, "block", "fire")
