@@ -23,10 +23,10 @@ _COLUMNS = {
 
 def line(row: dict[str, Any]) -> str:
     """One row for the terminal."""
+    ranges = f"[{row['auroc_low']:.3f}, {row['auroc_high']:.3f}]"
     return (
-        f"{row['rule']:34} {row['split'][:8]}  "
-        f"AUROC {row['auroc']:.3f} [{row['auroc_low']:.3f}, {row['auroc_high']:.3f}] "
-        f"by ranks {row['auroc_ranks']:.3f}  mask90 {row['mask90']:.3f}  region {row['region_recall']:.3f}  IoU {row['patch_iou']:.3f}  "
+        f"{row['rule']:30} {row['split'][:8]}  AUROC {row['auroc']:.3f} {ranges} by ranks {row['auroc_ranks']:.3f}  "
+        f"mask90 {row['mask90']:.3f}  region {row['region_recall']:.3f}  IoU {row['patch_iou']:.3f}  "
         f"FPR {row['fpr']:.3f} recall {row['recall']:.3f}  {row['ms_per_scene']:.1f} ms"
     )
 

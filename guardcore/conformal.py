@@ -13,8 +13,7 @@ source are), then Pr(P <= alpha) <= alpha for every alpha, n, encoder and rule, 
 categories. Proof: S is one fixed function of a picture, so S_1 ... S_n, S are exchangeable and the rank of S among
 them is uniform on 1 ... n + 1 if there are no ties; ties, counted with <=, only raise it. P is that rank over n + 1,
 hence Pr(P <= k / (n + 1)) <= k / (n + 1), with equality if there are no ties. The probability is over the calibration
-pictures as
-well: with one particular set, the rate varies around alpha by about sqrt(alpha / n).
+pictures as well: with one particular set, the rate varies around alpha by about sqrt(alpha / n).
 
 No category is charged for the others as in Bonferroni's correction, which could not flag anything with n < C / alpha;
 P_c is the adjusted p-value of Westfall and Young (1993, single step). Statistics of categories are compared as they

@@ -89,10 +89,9 @@ class Lattice:
 class Region:
     """A connected part of a picture whose patches are closer to an unsafe concept than benign patches are.
 
-    category: the one with the lowest patch score in it; score: 1 - the smallest patch p-value in it, in [0, 1), None
-        before
-    calibration; box: x0, y0, x1, y1 in pixels of the original, half-open; area: share of the picture in [0, 1];
-    rectangles: the region itself, as disjoint boxes; size: (width, height) of the picture.
+    category: the one with the lowest patch score in it; score: 1 - the smallest patch p-value in it, in [0, 1),
+    None before calibration; box: x0, y0, x1, y1 in pixels of the original, half-open; area: share of the picture in
+    [0, 1]; rectangles: the region itself, as disjoint boxes; size: (width, height) of the picture.
     """
 
     category: str
