@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := open_clip,transformers,parquet,bench,dev
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
+PIP := $(BIN)/python -m pip install -qq
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test test-quick lint format bench clean
@@ -38,21 +39,27 @@ clean:
 
 # torch comes first: the native build needs it in the environment, and pip must not isolate the build from it.
 $(VENV)/.torch:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision "setuptools>=77" wheel ninja
+	@echo "Installing torch into $(VENV): several gigabytes, a few minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip
+	@$(PIP) "torch>=2.10" torchvision "setuptools>=77" wheel ninja
 	touch $@
 
 # The package without its library, which is built in a step of its own: there only what changed is compiled.
 $(VENV)/.core: pyproject.toml setup.py $(VENV)/.torch
-	GUARDCORE_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e .
+	@echo "Installing guardcore."
+	@GUARDCORE_BUILD=0 $(PIP) --no-build-isolation -e .
 	touch $@
 
 $(VENV)/.built: $(CSRC) $(VENV)/.core
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	@echo "Building the C++ kernels."
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -W ignore setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 \
+		|| { cat $(VENV)/build.log; exit 1; }
+	@grep "^guardcore:" $(VENV)/build.log || true  # the reason, if there is nothing to build with
 	touch $@
 
 # What tests, lint and benchmarks need on top.
 $(VENV)/.extras: $(VENV)/.core
-	GUARDCORE_BUILD=0 $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$(EXTRAS)]'
+	@echo "Installing what tests, lint and benchmarks need."
+	@GUARDCORE_BUILD=0 $(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
 	touch $@
