@@ -40,7 +40,7 @@ class Setup:
     scoring: str | None = None
     calibration: Path | None = None
     cache: Path | None = None
-    batch_size: int = 8
+    batch_size: int = 4
 
     @property
     def policy_name(self) -> str:

@@ -62,7 +62,7 @@ def screen_inputs(
     screener: Screener,
     *,
     reading: Reading = Reading(),
-    batch_size: int = 8,
+    batch_size: int = 4,
     on_error: Action = "block",
     sink: PictureSink | None = None,
 ) -> Iterator[Outcome]:
