@@ -9,9 +9,9 @@ PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test test-quick lint format bench clean
 
+# Exit code 1 says that something is flagged, as some of these pictures are meant to be.
 demo: $(VENV)/.built
-	$(BIN)/guardcore screen examples/pictures --encoder builtin --policy demo --heatmaps demo-out/heatmaps; \
-	status=$$?; test $$status -le 1  # 0: all clean, 1: something flagged; anything else failed
+	$(BIN)/guardcore screen examples/pictures/*.jpg --encoder builtin --policy demo --heatmaps demo-out/heatmaps || test $$? -eq 1
 	@echo "Heat maps are in demo-out/heatmaps."
 
 test: $(VENV)/.built $(VENV)/.extras
