@@ -52,7 +52,7 @@ def main() -> None:
 
 def _work(rank: int, arguments: argparse.Namespace, meeting: str) -> None:
     # One thread a process and one exchange a step: two threads would meet at every operator, and on a busy machine each
-    # meeting waits for the scheduler (measured: a third of the speed).
+    # meeting waits for the scheduler (measured: 28 instead of 20 scenes a second).
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=arguments.processes)
