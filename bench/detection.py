@@ -73,7 +73,7 @@ def contenders(sweep: bool) -> list[Contender]:
         Contender("paper, as in its prose (-h)", Scoring(rule="paper", weights="inverse-entropy", relaxation=None)),
     ]
     rules += [_rule("normalized", epsilon, None) for epsilon in (0.1, 0.3, 1.0)]
-    rules += [_rule("softmax", epsilon, 0.0) for epsilon in (0.2, 0.3, 0.5)]
+    rules += [_rule("softmax", epsilon, 0.0) for epsilon in (0.2, 0.3, 0.5, 0.7, 1.0)]
     rules += [_rule("joint", epsilon, relaxation) for epsilon in (0.2, 0.3, 0.5) for relaxation in (0.1, 0.3, 1.0)]
     rules += [_rule("joint", 0.3, 10.0), _rule("joint", 0.3, None)]
     if not sweep:

@@ -33,8 +33,8 @@ from guardcore.prototypes import PrototypeBank
 Rule = Literal["normalized", "joint", "softmax", "paper", "mean-prototype-cosine", "max-patch-cosine", "global-cosine"]
 Weights = Literal["uniform", "entropy", "inverse-entropy"]
 
-# Chosen by bench/detection.py; docs/detection.md shows the table and says why.
-DEFAULT_RULE: Rule = "joint"
+# Chosen by bench/detection.py; docs/decisions/scoring-rule.md shows the figures and says why.
+DEFAULT_RULE: Rule = "softmax"
 
 
 class _SolverOptions(TypedDict):
@@ -64,9 +64,9 @@ class Scoring:
         rule: see the table of this module.
         relative_epsilon: epsilon in units of the bank's cost spread; > 0. Epsilon has no absolute scale: at the same
             value one encoder's plan is the independent coupling and another's the row minimum.
-        relaxation: KL weight rho of the prototype marginal in units of epsilon, for `normalized` and `joint`; >= 0.
-            None = balanced, 0 = no pull towards the marginal at all. The exponent rho / (rho + epsilon) is then
-            relaxation / (relaxation + 1), whatever the encoder.
+        relaxation: of `joint`: KL weight rho of the prototype marginal in units of epsilon; >= 0. None = balanced, 0 = no
+            pull towards the marginal. The exponent rho / (rho + epsilon) is then relaxation / (relaxation + 1), whatever
+            the encoder. `normalized` and `paper` are balanced.
         weights: mass of the patches. `uniform`; `entropy` = exp(+h), Eq. 7 as printed; `inverse-entropy` = exp(-h),
             as the paper's prose has it. None = `entropy` for `paper` (whose prototypes get the like weights), else
             `uniform`.
@@ -80,8 +80,8 @@ class Scoring:
     """
 
     rule: Rule = DEFAULT_RULE
-    relative_epsilon: float = 0.3
-    relaxation: float | None = 1.0
+    relative_epsilon: float = 0.5
+    relaxation: float | None = 0.1
     weights: Weights | None = None
     pool: int = 1
     logit_scale: float = 100.0
@@ -153,7 +153,7 @@ class Scoring:
 
     def _solver(self, bank: PrototypeBank) -> _SolverOptions:
         epsilon = self.epsilon(bank)
-        relaxation = 0.0 if self.rule == "softmax" else self.relaxation
+        relaxation = {"softmax": 0.0, "joint": self.relaxation}.get(self.rule)
         return {
             "epsilon": epsilon,
             "max_iterations": self.max_iterations,
