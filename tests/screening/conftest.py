@@ -303,7 +303,7 @@ class RedDetector:
             statistics={name: 0.4 + 0.01 * i for i, name in enumerate(names)},
             regions=(Region(names[0], score, box, 1.0, (box,), image.size),) if flagged else (),
             patch_scores=np.full((len(names), 1), 0.5, dtype=np.float32),
-            patch_levels=np.full((len(names), 1), 0.5) if self.calibration else None,
+            patch_levels=np.full(1, 0.5) if self.calibration else None,
             boxes=np.array([box]),
             size=image.size,
             error=None if self.calibration else ScreenError("uncalibrated", "no calibration"),
