@@ -64,9 +64,9 @@ class Scoring:
         rule: see the table of this module.
         relative_epsilon: epsilon in units of the bank's cost spread; > 0. Epsilon has no absolute scale: at the same
             value one encoder's plan is the independent coupling and another's the row minimum.
-        relaxation: of `joint`: KL weight rho of the prototype marginal in units of epsilon; >= 0. None = balanced, 0 = no
-            pull towards the marginal. The exponent rho / (rho + epsilon) is then relaxation / (relaxation + 1), whatever
-            the encoder. `normalized` and `paper` are balanced.
+        relaxation: of `joint`: KL weight rho of the prototype marginal in units of epsilon; >= 0. None = balanced,
+            0 = no pull towards the marginal. The exponent rho / (rho + epsilon) is then relaxation / (relaxation + 1),
+            whatever the encoder. `normalized` and `paper` are balanced.
         weights: mass of the patches. `uniform`; `entropy` = exp(+h), Eq. 7 as printed; `inverse-entropy` = exp(-h),
             as the paper's prose has it. None = `entropy` for `paper` (whose prototypes get the like weights), else
             `uniform`.
