@@ -22,7 +22,7 @@ PATCH_LEVELS = np.geomspace(1e-5, 1.0, 41)
 def quantiles_of(scores: Sequence[Floats]) -> Floats:
     """Pooled scores of all pictures ([N_i] each) at PATCH_LEVELS, rounded down: float64 [K]."""
     pooled = np.sort(np.concatenate(scores))
-    return pooled[np.floor(PATCH_LEVELS * (len(pooled) - 1)).astype(int)].astype(np.float64)
+    return np.asarray(pooled[np.floor(PATCH_LEVELS * (len(pooled) - 1)).astype(int)], dtype=np.float64)
 
 
 def level_at(quantiles: Floats, scores: Floats) -> Floats:
