@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS = 16  # rows a program: 4 warps read 4 rows each, 64 elements (2 a lane) at a time
+ROWS = 32  # rows a program: 4 warps read 8 rows each, 64 elements (2 a lane) at a time
 DEPTH = 64
 # A step over D: 64 bytes of a row. Twice that in fp32 spills registers on sm_80 and sm_120.
 DOT_DEPTH = {tl.float32: 16, tl.bfloat16: 32, tl.float16: 32}

@@ -87,18 +87,23 @@ def fill(
 ):  # fmt: skip
     """Write q[n, BM] = scale x cosines, -inf in columns beyond M. Return 0, or NaN if a cosine is NaN."""
     poison = 0.0
+    M_blocks = tl.cdiv(M, BC) * BC  # known at run time only: a constant loop would be unrolled, which spills on gfx942
     for i_n in range(0, n, BN):
-        for i_m in range(0, BM, BC):
-            o_n = i_n + tl.arange(0, BN)
+        o_n = i_n + tl.arange(0, BN)
+        m_n = o_n < n
+        p_rows = p_q + o_n.to(tl.int64)[:, None] * BM
+        for i_m in range(0, M_blocks, BC):
             o_m = i_m + tl.arange(0, BC)
-            m_n = o_n < n
             m_m = o_m < M
             b_q = cosine_tile(
                 p_x, p_x_scale, start + o_n, m_n, X, p_y, p_y_scale, first + o_m, m_m, Y, D, BN, BC, BD, DOT, PRECISION
             )  # [BN, BC]
             poison += tl.sum(tl.sum(b_q * 0.0, 1), 0)
             b_q = tl.where(m_m[None, :], b_q * scale, float("-inf"))
-            tl.store(p_q + o_n.to(tl.int64)[:, None] * BM + o_m[None, :], b_q, mask=m_n[:, None])
+            tl.store(p_rows + o_m[None, :], b_q, mask=m_n[:, None])
+        for i_m in range(M_blocks, BM, BC):
+            o_m = i_m + tl.arange(0, BC)
+            tl.store(p_rows + o_m[None, :], tl.full([BN, BC], float("-inf"), tl.float32), mask=m_n[:, None])
     return poison
 
 
