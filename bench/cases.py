@@ -12,8 +12,8 @@ from torch import Tensor
 class SinkhornCase:
     """B images of N patches of width D against C categories of M prototypes each.
 
-    The inputs are clustered like image features: every patch is a noisy copy of one of 64 directions, so that cosines spread from
-    about -0.2 to 0.9 and the plans are neither uniform nor one-hot.
+    The inputs are clustered like image features: every patch is a noisy copy of one of 64 directions, so that cosines
+    spread from about -0.2 to 0.9 and the plans are neither uniform nor one-hot.
     """
 
     name: str
@@ -28,9 +28,11 @@ class SinkhornCase:
         """Return patches [B, N, D] and prototypes [C, M, D], float32, reproducible."""
         g = torch.Generator().manual_seed(seed)
         centers = torch.randn(64, self.width, generator=g)
-        draw = lambda *shape: (  # noqa: E731 - one formula, used twice on the next line
-            centers[torch.randint(64, shape, generator=g)] + 0.7 * torch.randn(*shape, self.width, generator=g)
-        )
+
+        def draw(*shape: int) -> Tensor:
+            noise = torch.randn(*shape, self.width, generator=g)
+            return centers[torch.randint(64, shape, generator=g)] + 0.7 * noise
+
         return draw(self.images, self.patches), draw(self.categories, self.prototypes)
 
     @property

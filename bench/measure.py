@@ -49,4 +49,4 @@ def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int) -> d
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
             samples[name].append(once(contenders[name]))
-    return {name: Timing(*(tuple(column) for column in zip(*rows))) for name, rows in samples.items()}
+    return {name: Timing(*(tuple(column) for column in zip(*rows, strict=True))) for name, rows in samples.items()}

@@ -22,8 +22,12 @@ def processor() -> str:
 
 def commit() -> str:
     """Return the short commit of the checkout, marked + when the tree differs from it."""
-    run = lambda *args: subprocess.run(["git", *args], capture_output=True, text=True, cwd=FOLDER.parent).stdout.strip()  # noqa: E731
-    return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
+    return _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
+
+
+def _git(*arguments: str) -> str:
+    """Return what a git command prints in this checkout."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=FOLDER.parent).stdout.strip()
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Run a benchmark: `python -m bench.run sinkhorn [--cases a,b] [--threads 1] [--rounds 9]`.
 
-A contender whose result is off is not timed: the gate compares each with the float64 definition at the same iteration count.
+A contender whose result is off is not timed: the gate compares each with the float64 definition at the same iteration
+count.
 """
 
 from __future__ import annotations
@@ -54,16 +55,18 @@ def run_case(case: SinkhornCase, epsilon: float, iterations: int, rounds: int) -
     inputs = case.inputs()
     timings = interleave({name: partial(run, *inputs, epsilon, iterations) for name, run in RIVALS.items()}, rounds)
     best = timings["guardcore"].cpu
-    return [row(case, name, timing, errors[name], best, iterations) | {"epsilon": epsilon} for name, timing in timings.items()]
+    rows = [row(case, name, timing, errors[name], best, iterations) for name, timing in timings.items()]
+    return [entry | {"epsilon": epsilon} for entry in rows]
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:
     """Print rows as a table."""
-    table = Table("case", "contender", "CPU ms", "quartiles", "wall ms", "GFLOP/s", "x guardcore", "max rel error", title=title)
+    columns = ("case", "contender", "CPU ms", "quartiles", "wall ms", "GFLOP/s", "x guardcore", "max rel error")
+    table = Table(*columns, title=title)
     for r in rows:
         table.add_row(
-            r["case"], r["contender"], f"{r['cpu_ms']:.2f}", f"{r['cpu_q1']:.2f} - {r['cpu_q3']:.2f}", f"{r['wall_ms']:.2f}",
-            f"{r['gflops']:.1f}", f"{r['ratio']:.2f}", f"{r['max_rel_error']:.1e}",
+            r["case"], r["contender"], f"{r['cpu_ms']:.2f}", f"{r['cpu_q1']:.2f} - {r['cpu_q3']:.2f}",
+            f"{r['wall_ms']:.2f}", f"{r['gflops']:.1f}", f"{r['ratio']:.2f}", f"{r['max_rel_error']:.1e}",
         )  # fmt: skip
     Console(width=120).print(table)
 
@@ -83,7 +86,8 @@ def main() -> None:
     for name in args.cases.split(","):
         with torch.inference_mode():
             rows += run_case(SINKHORN[name], args.epsilon, args.iterations, args.rounds)
-    show(rows, f"sinkhorn, epsilon {args.epsilon}, {args.iterations} iterations, {args.threads} thread(s), median of {args.rounds}")
+    settings = f"epsilon {args.epsilon}, {args.iterations} iterations, {args.threads} thread(s)"
+    show(rows, f"sinkhorn, {settings}, median of {args.rounds}")
     print("rows appended to", results_file.append("sinkhorn", rows).relative_to(results_file.FOLDER.parents[1]))
 
 

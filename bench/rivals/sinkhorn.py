@@ -1,6 +1,7 @@
-"""Ways to get the Sinkhorn distances [B, C] of patches [B, N, D] and prototypes [C, M, D] at a fixed number of iterations.
+"""Ways to get the Sinkhorn distances [B, C] of patches [B, N, D] and prototypes [C, M, D] at a fixed iteration count.
 
-Every rival starts from the raw embeddings (normalization and cost matrix included) and ends at <T, C>, as our operator does.
+Every rival starts from the raw embeddings (normalization and cost matrix included) and ends at <T, C>, as our
+operator does.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def pot_batch(patches: Tensor, prototypes: Tensor, epsilon: float, iterations: i
     import ot
 
     cost = cosine_cost(patches, prototypes).flatten(0, 1)
-    plan = ot.batch.solve_batch(cost, reg=epsilon, max_iter=iterations, tol=0.0, solver="sinkhorn").plan
+    plan = ot.batch.solve_batch(cost, reg=epsilon, max_iter=iterations, tol=0.0, method="sinkhorn").plan
     return (plan * cost).sum((1, 2)).view(len(patches), -1)
 
 
@@ -57,8 +58,8 @@ def pot_loop(patches: Tensor, prototypes: Tensor, epsilon: float, iterations: in
     import ot
 
     cost = cosine_cost(patches, prototypes).flatten(0, 1).numpy().astype("float64")
-    solve = lambda c: (c * ot.sinkhorn([], [], c, epsilon, numItermax=iterations, stopThr=0.0, warn=False)).sum()  # noqa: E731
-    return torch.tensor([solve(c) for c in cost]).view(len(patches), -1)
+    plans = (ot.sinkhorn([], [], c, epsilon, numItermax=iterations, stopThr=0.0, warn=False) for c in cost)
+    return torch.tensor([(plan * c).sum() for plan, c in zip(plans, cost, strict=True)]).view(len(patches), -1)
 
 
 RIVALS: dict[str, Distance] = {
