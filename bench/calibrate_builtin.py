@@ -11,8 +11,8 @@ from pathlib import Path
 import guardcore
 from bench.detection import read
 from bench.detection_data import benign_pictures
-from guardcore.conformal import calibrate
-from guardcore.detector import SHIPPED, Detector
+from guardcore.detector.conformal import calibrate
+from guardcore.detector.detector import SHIPPED, Detector
 
 DEFAULT = Path(guardcore.__file__).parent / "data" / SHIPPED
 

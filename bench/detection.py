@@ -22,16 +22,16 @@ from numpy.typing import NDArray
 from bench import detection_metrics as metrics
 from bench import detection_report
 from bench.detection_data import Data, Split, collect
-from guardcore.conformal import Calibration
-from guardcore.detector import Detector, Measurement, measure
+from guardcore.detector.conformal import Calibration
+from guardcore.detector.detector import Detector, Measurement, measure
+from guardcore.detector.patch_levels import mask_threshold, quantiles_of
+from guardcore.detector.regions import Lattice
+from guardcore.detector.scoring import Scoring
 from guardcore.encoders import load_encoder
 from guardcore.encoders.protocol import Encoder
-from guardcore.patch_levels import mask_threshold, quantiles_of
 from guardcore.patches import PatchSet
-from guardcore.policy import Policy
-from guardcore.prototypes import PrototypeBank
-from guardcore.regions import Lattice
-from guardcore.scoring import Scoring
+from guardcore.policy.policy import Policy
+from guardcore.prototypes.bank import PrototypeBank
 
 Floats = NDArray[np.floating[Any]]
 
@@ -109,7 +109,7 @@ def measured(sets: list[PatchSet], bank: PrototypeBank, scoring: Scoring) -> lis
 
 
 def calibrated(found: list[Measurement], categories: tuple[str, ...]) -> Calibration:
-    """What `guardcore.conformal.calibrate` makes of measurements."""
+    """What `guardcore.detector.conformal.calibrate` makes of measurements."""
     lowest = [one.patch_scores.min(axis=0) for one in found]
     lattices = [Lattice.of(one.boxes, one.size) for one in found if one.boxes is not None]
     tau = mask_threshold(lowest, lattices, MASK_RATE)

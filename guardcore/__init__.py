@@ -15,30 +15,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from guardcore.conformal import Calibration as Calibration
-    from guardcore.detector import Detector as Detector
+    from guardcore.detector.conformal import Calibration as Calibration
+    from guardcore.detector.detector import Detector as Detector
+    from guardcore.detector.verdict import Region as Region
+    from guardcore.detector.verdict import Verdict as Verdict
     from guardcore.encoders import load_encoder as load_encoder
     from guardcore.patches import PatchMode as PatchMode
-    from guardcore.policy import Policy as Policy
-    from guardcore.policy import PolicyError as PolicyError
-    from guardcore.prototypes import FingerprintError as FingerprintError
-    from guardcore.prototypes import PrototypeBank as PrototypeBank
-    from guardcore.verdict import Region as Region
-    from guardcore.verdict import Verdict as Verdict
+    from guardcore.policy.policy import Policy as Policy
+    from guardcore.policy.policy import PolicyError as PolicyError
+    from guardcore.prototypes.bank import FingerprintError as FingerprintError
+    from guardcore.prototypes.bank import PrototypeBank as PrototypeBank
 
 __version__ = "0.1.0"
 
 # Names are imported at first use: the command line's help must not wait for torch.
 _HOME = {
-    "Calibration": "conformal",
-    "Detector": "detector",
-    "FingerprintError": "prototypes",
+    "Calibration": "detector.conformal",
+    "Detector": "detector.detector",
+    "FingerprintError": "prototypes.bank",
     "PatchMode": "patches",
-    "Policy": "policy",
-    "PolicyError": "policy",
-    "PrototypeBank": "prototypes",
-    "Region": "verdict",
-    "Verdict": "verdict",
+    "Policy": "policy.policy",
+    "PolicyError": "policy.errors",
+    "PrototypeBank": "prototypes.bank",
+    "Region": "detector.verdict",
+    "Verdict": "detector.verdict",
     "load_encoder": "encoders",
 }
 _MODULES = ("encoders", "ops", "reference")

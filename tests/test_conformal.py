@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from guardcore.conformal import Calibration, CalibrationError, calibrate, check_size
-from guardcore.patch_levels import PATCH_LEVELS, level_at, mask_threshold, quantiles_of
-from guardcore.prototypes import FingerprintError
-from guardcore.regions import Lattice
-from guardcore.verdict import ScreenError
+from guardcore.detector.conformal import Calibration, CalibrationError, calibrate, check_size
+from guardcore.detector.patch_levels import PATCH_LEVELS, level_at, mask_threshold, quantiles_of
+from guardcore.detector.regions import Lattice
+from guardcore.detector.verdict import ScreenError
+from guardcore.prototypes.bank import FingerprintError
 
 NO_PATCHES = np.empty(0)
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from guardcore.encoders.protocol import ImageEmbedding
-from guardcore.policy import Policy
-from guardcore.prototypes import SMALLEST_SPREAD, PrototypeBank, image_cost_spread
+from guardcore.policy.policy import Policy
+from guardcore.prototypes.bank import SMALLEST_SPREAD, PrototypeBank, image_cost_spread
 
 
 class RowEncoder:

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from guardcore.conformal import CalibrationError, calibrate
-from guardcore.detector import Detector
+from guardcore.detector.conformal import CalibrationError, calibrate
+from guardcore.detector.detector import Detector
+from guardcore.detector.prefetch import prefetch
+from guardcore.detector.scoring import Scoring
+from guardcore.detector.verdict import ScreenError
 from guardcore.encoders.protocol import ImageEmbedding
 from guardcore.patches import PatchMode
-from guardcore.policy import Policy
-from guardcore.prefetch import prefetch
-from guardcore.prototypes import FingerprintError
-from guardcore.scoring import Scoring
-from guardcore.verdict import ScreenError
+from guardcore.policy.policy import Policy
+from guardcore.prototypes.bank import FingerprintError
 
 COLORS = {
     "red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "cyan": (0, 255, 255),

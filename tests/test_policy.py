@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from guardcore import policy_file
-from guardcore.policy import BUILTIN, Policy, PolicyError
-from guardcore.taxonomy import MLCOMMONS, OPENAI_IMAGE
+from guardcore.policy import file as policy_file
+from guardcore.policy.policy import BUILTIN, Policy, PolicyError
+from guardcore.policy.taxonomy import MLCOMMONS, OPENAI_IMAGE
 
 ROOT = Path(__file__).parents[1]
 GOOD = (ROOT / "tests" / "data" / "shop_policy.yaml").read_text(encoding="utf-8")

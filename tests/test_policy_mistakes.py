@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from guardcore import policy_file
-from guardcore.policy import Policy, PolicyError, Problem
+from guardcore.policy import file as policy_file
+from guardcore.policy.policy import Policy, PolicyError, Problem
 
 GOOD = (Path(__file__).parent / "data" / "shop_policy.yaml").read_text(encoding="utf-8")
 

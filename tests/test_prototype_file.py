@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from guardcore import prototypes
 from guardcore.encoders.protocol import ImageEmbedding
-from guardcore.policy import Policy
-from guardcore.prototypes import BankFileError, FingerprintError, PrototypeBank
+from guardcore.policy.policy import Policy
+from guardcore.prototypes import bank as prototypes
+from guardcore.prototypes.bank import BankFileError, FingerprintError, PrototypeBank
 
 
 class FakeEncoder:

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guardcore import prompt_embedding
 from guardcore.encoders.protocol import ImageEmbedding
-from guardcore.policy import Policy
-from guardcore.prototypes import PromptError, PrototypeBank
+from guardcore.policy.policy import Policy
+from guardcore.prototypes import embedding as prompt_embedding
+from guardcore.prototypes.bank import PromptError, PrototypeBank
 
 WIDTH = 16
 BUILTIN_WEIGHTS = Path(__file__).parents[1] / "guardcore" / "data" / "builtin.safetensors"
@@ -283,7 +283,7 @@ class TestBuiltinPolicies:
 
 
 def test_reading_a_policy_needs_no_torch() -> None:
-    code = "import sys; import guardcore.policy as p; p.Policy.default(); sys.exit('torch' in sys.modules)"
+    code = "import sys; import guardcore.policy.policy as p; p.Policy.default(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1]).returncode == 0
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardcore.heat import colors, heat_map, patch_heat
-from guardcore.overlay import overlay
+from guardcore.detector.heat import colors, heat_map, patch_heat
+from guardcore.detector.overlay import overlay
+from guardcore.detector.regions import find_regions
+from guardcore.detector.verdict import ScreenError, Verdict
 from guardcore.redaction import redact
-from guardcore.regions import find_regions
-from guardcore.verdict import ScreenError, Verdict
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:

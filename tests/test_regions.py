@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from guardcore.regions import Lattice, find_regions, label_components, paint
+from guardcore.detector.regions import Lattice, find_regions, label_components, paint
 
 
 def boxes_of(grid: int, side: int) -> np.ndarray:

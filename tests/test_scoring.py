@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from guardcore import reference
-from guardcore.packing import PackedPatches, lowest_mean, packed_mean
+from guardcore.detector.packing import PackedPatches, lowest_mean, packed_mean
+from guardcore.detector.scoring import Scoring, entropy, mean_prototypes, unit
 from guardcore.patches import PatchSet
-from guardcore.prototypes import PrototypeBank
-from guardcore.scoring import Scoring, entropy, mean_prototypes, unit
+from guardcore.prototypes.bank import PrototypeBank
 
 RULES = ["normalized", "joint", "softmax", "paper", "mean-prototype-cosine", "max-patch-cosine", "global-cosine"]
 LENGTHS = [5, 1, 12]  # odd lengths, one of them a single patch

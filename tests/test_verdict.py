@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from guardcore.conformal import Calibration
-from guardcore.judging import find_categories, judge, judge_error, strictest
-from guardcore.patch_levels import PATCH_LEVELS
-from guardcore.policy import Policy
-from guardcore.verdict import ScreenError
+from guardcore.detector.conformal import Calibration
+from guardcore.detector.judging import find_categories, judge, judge_error, strictest
+from guardcore.detector.patch_levels import PATCH_LEVELS
+from guardcore.detector.verdict import ScreenError
+from guardcore.policy.policy import Policy
 
 NAMES = ("knives", "fire", "dice")
 BOXES = np.array([[0, 0, 5, 10], [5, 0, 10, 10]])

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardcore.images import ImageErrorKind
-from guardcore.policy import Policy
-from guardcore.prefetch import prefetch
-from guardcore.regions import Region
-from guardcore.verdict import ScreenError, Verdict
+from guardcore.detector.prefetch import prefetch
+from guardcore.detector.regions import Region
+from guardcore.detector.verdict import ScreenError, Verdict
+from guardcore.images.opening import ImageErrorKind
+from guardcore.policy.policy import Policy
 
 K = ImageErrorKind
 SIZE = (40, 24)  # not square: a wrong turn shows

@@ -19,8 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from guardcore import __version__
-from guardcore.cli import app
-from guardcore.cli_screen import Setup
+from guardcore.cli.commands import app
+from guardcore.cli.screen import Setup
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(red_detector: Callable[..., object], monkeypatch: pytest.MonkeyPatch) ->
 
     def invoke(*arguments: str, input: bytes | None = None, detector: object = None) -> Result:  # noqa: A002
         judge = red_detector() if detector is None else detector
-        monkeypatch.setattr("guardcore.cli_screen.build_detector", lambda _setup: judge)
+        monkeypatch.setattr("guardcore.cli.screen.build_detector", lambda _setup: judge)
         return CliRunner().invoke(app, list(arguments), input=input)
 
     return invoke
@@ -121,7 +121,7 @@ def test_parquet(run: Callable[..., Result], pictures: Path, monkeypatch: pytest
     refused = run("screen", "pictures", "-f", "parquet")
     assert refused.exit_code == 2
     assert "expected --output FILE" in refused.stderr
-    monkeypatch.setattr("guardcore.report.find_spec", lambda _name: None)
+    monkeypatch.setattr("guardcore.screening.report.find_spec", lambda _name: None)
     missing = run("screen", "pictures", "-f", "parquet", "-o", "r.parquet")
     assert missing.exit_code == 2
     assert "pip install 'guardcore-vlm[parquet]'" in missing.stderr
@@ -261,7 +261,7 @@ def test_calibrate_writes_what_it_measured(
         save = lambda path: Path(path).write_text("{}")  # noqa: E731
         return SimpleNamespace(save=save, count=len(seen), target_fpr=target_fpr)
 
-    monkeypatch.setattr("guardcore.conformal.calibrate", fake)
+    monkeypatch.setattr("guardcore.detector.conformal.calibrate", fake)
     result = run("calibrate", "pictures", "--target-fpr", "0.25", "-o", "c.json")
     assert result.exit_code == 0, result.output
     assert Path("c.json").read_text() == "{}"
@@ -321,7 +321,7 @@ def test_help_loads_nothing_heavy() -> None:
 CHILD = """
 import importlib.util, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-import guardcore.cli_screen
+import guardcore.cli.screen
 spec = importlib.util.spec_from_file_location("fakes", {conftest!r})
 fakes = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(fakes)
@@ -331,8 +331,8 @@ class Slow(fakes.RedDetector):
         time.sleep({pause})
         return super().judge(image)
 
-guardcore.cli_screen.build_detector = lambda setup: Slow()
-from guardcore.cli import app
+guardcore.cli.screen.build_detector = lambda setup: Slow()
+from guardcore.cli.commands import app
 app(sys.argv[1:])
 """
 

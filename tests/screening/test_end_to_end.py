@@ -34,7 +34,7 @@ def folder(tmp_path: Path, random_picture: Callable[..., Image.Image]) -> Path:
 
 def guardcore(folder: Path, *arguments: str, codes: tuple[int, ...]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "guardcore.cli", *arguments]
+    command = [sys.executable, "-m", "guardcore", *arguments]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=550, env=environment, check=False
     )

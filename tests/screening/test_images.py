@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardcore.images import ImageError, ImageErrorKind, ImageLimits, open_image
-from guardcore.pillow_warnings import collected_warnings, silence_decoders
-from guardcore.pixels import Alpha, to_rgb
+from guardcore.images.opening import ImageError, ImageErrorKind, ImageLimits, open_image
+from guardcore.images.pillow_warnings import collected_warnings, silence_decoders
+from guardcore.images.pixels import Alpha, to_rgb
 
 K = ImageErrorKind
 
@@ -225,7 +225,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("guardcore.images.os.open", refuse)  # chmod would not stop root
+    monkeypatch.setattr("guardcore.images.opening.os.open", refuse)  # chmod would not stop root
     assert opened(path) == K.PERMISSION_DENIED
 
 
@@ -234,7 +234,7 @@ def test_a_file_swapped_for_a_pipe_after_the_first_look(tmp_path: Path, monkeypa
     regular.write_bytes(b"x")
     os.mkfifo(pipe)
     really_open = os.open
-    monkeypatch.setattr("guardcore.images.os.open", lambda _path, flags: really_open(pipe, flags))
+    monkeypatch.setattr("guardcore.images.opening.os.open", lambda _path, flags: really_open(pipe, flags))
     assert opened(regular) == K.NOT_A_FILE
 
 
@@ -243,7 +243,7 @@ def test_out_of_memory_is_named(monkeypatch: pytest.MonkeyPatch, encoded: Callab
         raise MemoryError
 
     data = encoded(Image.new("RGB", (2, 2)), "PNG")
-    monkeypatch.setattr("guardcore.images.to_rgb", exhausted)
+    monkeypatch.setattr("guardcore.images.opening.to_rgb", exhausted)
     assert opened(data) == K.OUT_OF_MEMORY
 
 
@@ -306,5 +306,5 @@ def test_decoders_can_be_silenced(encoded: Callable[..., bytes], capfd: pytest.C
 def test_opening_needs_no_torch() -> None:
     import subprocess
 
-    code = "import sys, guardcore.images; sys.exit('torch' in sys.modules)"
+    code = "import sys, guardcore.images.opening; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from guardcore.inputs import Inputs, discover, printable, read_list
+from guardcore.screening.inputs import Inputs, discover, printable, read_list
 
 
 def names(inputs: Inputs) -> list[str]:
@@ -101,7 +101,7 @@ def test_an_unreadable_folder_has_its_line(pictures: Path, monkeypatch: pytest.M
             raise PermissionError(13, "Permission denied")
         return really(path)
 
-    monkeypatch.setattr("guardcore.inputs.os.listdir", refuse)  # chmod would not stop root
+    monkeypatch.setattr("guardcore.screening.inputs.os.listdir", refuse)  # chmod would not stop root
     item = discover(["pictures"]).files[-1]
     assert item.path == "pictures/sub"
     assert item.error is not None

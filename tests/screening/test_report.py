@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from guardcore.images import ImageError, ImageErrorKind
-from guardcore.inputs import Inputs, discover
-from guardcore.outcome import Outcome
-from guardcore.output_pictures import OutputClash, OutputPictures, mirrored
-from guardcore.report import CsvWriter, JsonWriter, MissingExtra, ParquetWriter, TableWriter, Tally, record
+from guardcore.images.opening import ImageError, ImageErrorKind
+from guardcore.screening.inputs import Inputs, discover
+from guardcore.screening.outcome import Outcome
+from guardcore.screening.output_pictures import OutputClash, OutputPictures, mirrored
+from guardcore.screening.report import CsvWriter, JsonWriter, MissingExtra, ParquetWriter, TableWriter, Tally, record
 
 KEYS = [
     "schema",
@@ -113,7 +113,7 @@ def test_csv_reads_back(outcomes: list[Outcome]) -> None:
 
 def test_parquet_reads_back(outcomes: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("guardcore.report._ROW_GROUP", 2)
+    monkeypatch.setattr("guardcore.screening.report._ROW_GROUP", 2)
     written(ParquetWriter(tmp_path / "r.parquet"), outcomes)
     rows = parquet.read_table(tmp_path / "r.parquet").to_pylist()
     assert [list(row) for row in rows] == [KEYS] * 5
@@ -129,7 +129,7 @@ def test_parquet_without_rows_is_a_file(tmp_path: Path) -> None:
 
 
 def test_parquet_without_pyarrow_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("guardcore.report.find_spec", lambda _name: None)
+    monkeypatch.setattr("guardcore.screening.report.find_spec", lambda _name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'guardcore-vlm\[parquet\]'"):
         ParquetWriter(tmp_path / "r.parquet")
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardcore.images import ImageError, ImageErrorKind
-from guardcore.inputs import Input, discover
-from guardcore.outcome import Outcome
-from guardcore.screening import Reading, screen_inputs, sound_pictures
+from guardcore.images.opening import ImageError, ImageErrorKind
+from guardcore.screening.inputs import Input, discover
+from guardcore.screening.outcome import Outcome
+from guardcore.screening.pipeline import Reading, screen_inputs, sound_pictures
 
 
 def statuses(outcomes: list[Outcome]) -> list[str]:
@@ -86,7 +86,7 @@ def test_memory_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, red_detector: Callable[..., object]
 ) -> None:
     # Count pictures that are decoded and not yet judged, while the consumer is slow.
-    from guardcore import screening
+    from guardcore.screening import pipeline as screening
 
     for i in range(60):
         Image.new("RGB", (4, 4), (i, 0, 0)).save(tmp_path / f"{i:02}.png")

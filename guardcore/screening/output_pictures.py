@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardcore.inputs import Inputs, printable
+from guardcore.screening.inputs import Inputs, printable
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from guardcore.detector.verdict import Verdict
     from guardcore.redaction import RedactionStyle
-    from guardcore.verdict import Verdict
 
 
 class OutputClash(ValueError):  # noqa: N818 - says what it is

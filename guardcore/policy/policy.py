@@ -1,7 +1,7 @@
 """A safety policy: which concepts are unsafe, which only look like them, and what to do about an image that shows one.
 
 A policy is plain data, written as YAML (docs/policy.md has every field). It becomes numbers only with an encoder, in a
-`guardcore.prototypes.PrototypeBank`. This module knows nothing of tensors and imports no torch.
+`guardcore.prototypes.bank.PrototypeBank`. This module knows nothing of tensors and imports no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from guardcore.policy_checks import (
+from guardcore.policy.checks import (
     MLCommonsCode,
     OpenAICategory,
     Prompt,
@@ -37,8 +37,8 @@ from guardcore.policy_checks import (
     is_echo,
     open_unit_interval,
 )
-from guardcore.policy_errors import FieldPath, PolicyError, Problem, field_name
-from guardcore.policy_file import read_policy_file
+from guardcore.policy.errors import FieldPath, PolicyError, Problem, field_name
+from guardcore.policy.file import read_policy_file
 
 __all__ = ["BUILTIN", "Action", "Category", "Concept", "Maps", "Policy", "PolicyError", "Problem"]
 
@@ -217,7 +217,7 @@ def fill(templates: tuple[str, ...], nouns: tuple[str, ...]) -> tuple[Concept, .
 
 @cache
 def _builtin(name: str) -> Policy:
-    return Policy.load(Path(__file__).parent / "data" / "policies" / f"{name}.yaml")
+    return Policy.load(Path(__file__).parents[1] / "data" / "policies" / f"{name}.yaml")
 
 
 def _digest(value: Any) -> str:

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from guardcore import __version__
-from guardcore import cli_options as options
-from guardcore.cli_exit import EXIT_CODES, named_failures
+from guardcore.cli import options
+from guardcore.cli.exit import EXIT_CODES, named_failures
 
 app = typer.Typer(
     help="Screen images by optimal transport: how near is each region to each concept of a safety policy?",
@@ -87,7 +87,7 @@ def screen(
     [cyan]find . -name '*.png' -print0 | guardcore screen - --null -f csv[/cyan]
     """
     with named_failures():
-        from guardcore.cli_screen import ScreenJob, Setup
+        from guardcore.cli.screen import ScreenJob, Setup
 
         job = ScreenJob(
             setup=Setup(encoder, policy, patches, scoring, calibration, cache, batch_size),
@@ -106,9 +106,7 @@ def screen(
 def calibrate(
     benign: Annotated[
         list[str],
-        typer.Argument(
-            metavar="BENIGN_DIR", help="Harmless pictures like those you will screen.", show_default=False
-        ),
+        typer.Argument(metavar="BENIGN_DIR", help="Harmless pictures like those you will screen.", show_default=False),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the calibration goes (JSON).")],
     target_fpr: Annotated[
@@ -140,7 +138,7 @@ def calibrate(
     [cyan]guardcore calibrate harmless --target-fpr 0.01 -o calibration.json[/cyan]
     """
     with named_failures():
-        from guardcore.cli_screen import Setup, calibrate_on
+        from guardcore.cli.screen import Setup, calibrate_on
 
         setup = Setup(encoder, policy, patches, scoring, None, cache, batch_size)
         found = options.inputs(benign, hidden=hidden, quiet=quiet)
@@ -152,8 +150,8 @@ def calibrate(
 def policy_check(file: Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]) -> None:
     """Explain every mistake in a policy file, with its line and field. Exit code 2 if there is any."""
     with named_failures():
-        from guardcore.cli_exit import as_usage
-        from guardcore.policy import Policy
+        from guardcore.cli.exit import as_usage
+        from guardcore.policy.policy import Policy
 
         with as_usage():
             policy = Policy.load(file)
@@ -168,7 +166,7 @@ def policy_show(
 ) -> None:
     """Print a policy: its categories, what is done about each, and how many texts stand for it."""
     with named_failures():
-        from guardcore.cli_screen import load_policy
+        from guardcore.cli.screen import load_policy
 
         policy = load_policy(name)
         if as_json:
@@ -198,7 +196,3 @@ def doctor(
 def version() -> None:
     """Print the version."""
     typer.echo(f"guardcore {__version__}")
-
-
-if __name__ == "__main__":
-    app()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
-from guardcore.images import ImageError, ImageErrorKind
+from guardcore.images.opening import ImageError, ImageErrorKind
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from guardcore.policy import Action
-from guardcore.regions import Box, Region, paint
+from guardcore.detector.regions import Box, Region, paint
+from guardcore.policy.policy import Action
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -90,8 +90,8 @@ class Verdict:
         return paint(rectangles, self.size)
 
     def overlay(self, image: Image.Image) -> Image.Image:
-        """Draw heat map, regions and labels on the picture; see `guardcore.overlay.overlay`."""
-        from guardcore.overlay import overlay
+        """Draw heat map, regions and labels on the picture; see `guardcore.detector.overlay.overlay`."""
+        from guardcore.detector.overlay import overlay
 
         return overlay(image, self)
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Strict
 from pydantic_core import ErrorDetails
 
-from guardcore.policy_errors import FieldPath, suggestion
-from guardcore.taxonomy import MLCOMMONS, OPENAI_IMAGE, OPENAI_TEXT_ONLY
+from guardcore.policy.errors import FieldPath, suggestion
+from guardcore.policy.taxonomy import MLCOMMONS, OPENAI_IMAGE, OPENAI_TEXT_ONLY
 
 MAX_PROTOTYPES = 1024  # joint transport solves one problem over all of a policy's prototypes, anchors included
 MAX_CHARACTERS = 300  # CLIP-like text towers read 64 to 77 tokens and drop the rest without a word

@@ -43,15 +43,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from guardcore.patch_levels import PATCH_LEVELS, level_at, mask_threshold, quantiles_of
-from guardcore.prototypes import FingerprintError, PrototypeBank
-from guardcore.regions import Lattice
-from guardcore.verdict import ScreenError
+from guardcore.detector.patch_levels import PATCH_LEVELS, level_at, mask_threshold, quantiles_of
+from guardcore.detector.regions import Lattice
+from guardcore.detector.verdict import ScreenError
+from guardcore.prototypes.bank import FingerprintError, PrototypeBank
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from guardcore.policy import Policy
+    from guardcore.policy.policy import Policy
 
 Floats = NDArray[np.floating[Any]]
 
@@ -221,7 +221,7 @@ class Measures(Protocol):
         """What the statistics depend on."""
 
     def measure_batches(self, images: Iterable[Any]) -> Iterator[Any]:
-        """Yield a `guardcore.detector.Measurement` or a ScreenError per picture."""
+        """Yield a `guardcore.detector.detector.Measurement` or a ScreenError per picture."""
 
 
 def calibrate(

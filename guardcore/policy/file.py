@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from guardcore.policy_errors import FieldPath, PolicyError, Problem, field_name
+from guardcore.policy.errors import FieldPath, PolicyError, Problem, field_name
 
 MAX_BYTES = 1 << 20  # a policy of 1,000 nouns is about 30 kB
 MAX_DEPTH = 16  # a policy nests four levels

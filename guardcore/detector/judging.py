@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from guardcore.conformal import Calibration
-from guardcore.policy import Action, Policy
-from guardcore.regions import Region, find_regions
-from guardcore.verdict import ScreenError, Verdict
+from guardcore.detector.conformal import Calibration
+from guardcore.detector.regions import Region, find_regions
+from guardcore.detector.verdict import ScreenError, Verdict
+from guardcore.policy.policy import Action, Policy
 
 Floats = NDArray[np.floating[Any]]
 Bools = NDArray[np.bool_]
@@ -19,7 +19,7 @@ _STRICTNESS: dict[Action, int] = {"allow": 0, "review": 1, "block": 2}
 
 
 class Measured(Protocol):
-    """Scores of one picture; `guardcore.detector.Measurement` has the shapes."""
+    """Scores of one picture; `guardcore.detector.detector.Measurement` has the shapes."""
 
     @property
     def statistic(self) -> NDArray[np.float64]:

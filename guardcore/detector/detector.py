@@ -17,17 +17,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from guardcore.conformal import Calibration
+from guardcore.detector.conformal import Calibration
+from guardcore.detector.judging import judge, judge_error
+from guardcore.detector.packing import PackedPatches
+from guardcore.detector.prefetch import prefetch
+from guardcore.detector.probes import probe_pictures
+from guardcore.detector.scoring import Scoring, Weights
+from guardcore.detector.verdict import ScreenError, Verdict
 from guardcore.encoders.protocol import Encoder
-from guardcore.judging import judge, judge_error
-from guardcore.packing import PackedPatches
 from guardcore.patches import PatchMode, PatchSet, extract_patches
-from guardcore.policy import Policy
-from guardcore.prefetch import prefetch
-from guardcore.probes import probe_pictures
-from guardcore.prototypes import FingerprintError, PrototypeBank, image_cost_spread
-from guardcore.scoring import Scoring, Weights
-from guardcore.verdict import ScreenError, Verdict
+from guardcore.policy.policy import Policy
+from guardcore.prototypes.bank import FingerprintError, PrototypeBank, image_cost_spread
 
 T = TypeVar("T")
 SHIPPED = "calibration-builtin-demo.json"

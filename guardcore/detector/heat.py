@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from guardcore.regions import Lattice
-from guardcore.verdict import Verdict
+from guardcore.detector.regions import Lattice
+from guardcore.detector.verdict import Verdict
 
 Floats = NDArray[np.floating[Any]]
 

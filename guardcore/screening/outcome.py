@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from guardcore.images import ImageError
+from guardcore.images.opening import ImageError
 
 if TYPE_CHECKING:
-    from guardcore.policy import Action
-    from guardcore.verdict import Verdict
+    from guardcore.detector.verdict import Verdict
+    from guardcore.policy.policy import Action
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from guardcore.image_formats import decoders, format_by_start, is_picture_suffix, name_note, other_format_by_start
-from guardcore.pillow_warnings import collected_warnings
-from guardcore.pixels import ORIENTATION_TAG, Alpha, profile_note, to_rgb, upright
+from guardcore.images.formats import decoders, format_by_start, is_picture_suffix, name_note, other_format_by_start
+from guardcore.images.pillow_warnings import collected_warnings
+from guardcore.images.pixels import ORIENTATION_TAG, Alpha, profile_note, to_rgb, upright
 
 _URL = re.compile(r"^(?:[a-zA-Z][a-zA-Z0-9+.-]*://|data:)")
 _MAX_PROGRESSIVE_SCANS = 500  # a 1 MB progressive JPEG can ask for hours of work by empty scans

@@ -13,17 +13,25 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from rich.console import Console
 
-from guardcore.cli_exit import UsageError, as_usage, say
-from guardcore.inputs import Inputs
-from guardcore.outcome import Outcome
-from guardcore.output_pictures import OutputPictures, check_output
-from guardcore.pillow_warnings import silence_decoders
-from guardcore.report import CsvWriter, JsonWriter, ParquetWriter, ReportWriter, TableWriter, Tally, require_parquet
-from guardcore.screening import Reading, screen_inputs, sound_pictures
+from guardcore.cli.exit import UsageError, as_usage, say
+from guardcore.images.pillow_warnings import silence_decoders
+from guardcore.screening.inputs import Inputs
+from guardcore.screening.outcome import Outcome
+from guardcore.screening.output_pictures import OutputPictures, check_output
+from guardcore.screening.pipeline import Reading, screen_inputs, sound_pictures
+from guardcore.screening.report import (
+    CsvWriter,
+    JsonWriter,
+    ParquetWriter,
+    ReportWriter,
+    TableWriter,
+    Tally,
+    require_parquet,
+)
 
 if TYPE_CHECKING:
-    from guardcore.detector import Detector
-    from guardcore.policy import Policy
+    from guardcore.detector.detector import Detector
+    from guardcore.policy.policy import Policy
     from guardcore.redaction import RedactionStyle
 
 T = TypeVar("T")
@@ -50,7 +58,7 @@ class Setup:
 
 def load_policy(name: str) -> Policy:
     """Return a policy of the package or of a file; raise UsageError. A file named like a shipped one needs `./`."""
-    from guardcore.policy import BUILTIN, Policy
+    from guardcore.policy.policy import BUILTIN, Policy
 
     with as_usage():
         return Policy.builtin(name) if name in BUILTIN else Policy.load(name)
@@ -60,11 +68,11 @@ def build_detector(setup: Setup) -> Detector:
     """Make the detector; raise UsageError for everything that the options can be wrong about."""
     policy = load_policy(setup.policy_name)  # this and all else that is quick to refuse comes before the model
     with as_usage():
-        from guardcore.conformal import Calibration
-        from guardcore.detector import Detector
+        from guardcore.detector.conformal import Calibration
+        from guardcore.detector.detector import Detector
+        from guardcore.detector.scoring import Scoring
         from guardcore.encoders import load_encoder
         from guardcore.patches import PatchMode
-        from guardcore.scoring import Scoring
 
         calibration = None if setup.calibration is None else Calibration.load(setup.calibration)
         patches = PatchMode.parse(setup.patches)
@@ -162,7 +170,7 @@ def calibrate_on(
     inputs: Inputs, setup: Setup, reading: Reading, target_fpr: float | None, output: Path, quiet: bool
 ) -> None:
     """Calibrate on harmless pictures and write the file; pictures that cannot be read are named and do not count."""
-    from guardcore.conformal import calibrate
+    from guardcore.detector.conformal import calibrate
 
     silence_decoders()
     with as_usage():

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from guardcore.encoders.protocol import Encoder
-from guardcore.policy import Policy
-from guardcore.prompt_embedding import NEUTRAL, PromptError, embed_concepts, unit_rows
-from guardcore.prototype_file import BankFileError, read_bank, write_bank
+from guardcore.policy.policy import Policy
+from guardcore.prototypes.embedding import NEUTRAL, PromptError, embed_concepts, unit_rows
+from guardcore.prototypes.file import BankFileError, read_bank, write_bank
 
 __all__ = ["BankFileError", "FingerprintError", "PromptError", "PrototypeBank", "image_cost_spread"]
 

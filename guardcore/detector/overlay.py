@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from guardcore.heat import COLD, HOT, colors, heat_map
-from guardcore.regions import Box, Region
-from guardcore.verdict import Verdict
+from guardcore.detector.heat import COLD, HOT, colors, heat_map
+from guardcore.detector.regions import Box, Region
+from guardcore.detector.verdict import Verdict
 
 # The picture is enlarged until its longer side has this many pixels, and the canvas is at least this wide: labels
 # must be legible on a 32-pixel icon too.

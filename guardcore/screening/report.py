@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, Protocol
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from guardcore.outcome import Outcome
+    from guardcore.screening.outcome import Outcome
 
 SCHEMA = 1
 _ROW_GROUP = 1024  # rows that Parquet keeps in memory

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from guardcore.cli_exit import UsageError, say
+from guardcore.cli.exit import UsageError, say
 
 
 class Format(str, Enum):
@@ -144,17 +144,17 @@ MaxBytes = Annotated[int, typer.Option(min=1, help="Refuse larger files before r
 
 
 def reading(max_bytes: int, max_pixels: int, alpha: Ground, threads: int) -> Any:
-    """Return the `guardcore.screening.Reading` that the options ask for."""
-    from guardcore.images import ImageLimits
-    from guardcore.pixels import Alpha as PixelAlpha
-    from guardcore.screening import Reading
+    """Return the `guardcore.screening.pipeline.Reading` that the options ask for."""
+    from guardcore.images.opening import ImageLimits
+    from guardcore.images.pixels import Alpha as PixelAlpha
+    from guardcore.screening.pipeline import Reading
 
     return Reading(ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels), PixelAlpha(alpha.value), threads)
 
 
 def inputs(paths: list[str], *, null: bool = False, hidden: bool, quiet: bool) -> Any:
     """Expand the arguments, tell what was left out, and refuse an empty list: "nothing flagged" would be no answer."""
-    from guardcore.inputs import discover, read_list
+    from guardcore.screening.inputs import discover, read_list
 
     listed = read_list(sys.stdin.buffer, null=null) if "-" in paths else ()
     found = discover(paths, listed, hidden=hidden)

@@ -5,7 +5,7 @@ Shapes: B pictures, T patches of all of them, V encoded tiles, D width, C catego
 Everywhere, lower means closer to the unsafe concept. A rule gives a score to each patch and category; the statistic
 of a picture is its lowest patch score (or the mean of the `pool` lowest), because a mean over all patches would
 dilute a small object away. Which figure is suspicious depends on rule, encoder and policy, and is calibrated
-(`guardcore.conformal`), never copied.
+(`guardcore.detector.conformal`), never copied.
 
 rule                   patch score [C, T]                                                          problems a picture
 normalized             sum_m T_nm C_nm / sum_m T_nm, the mass-normalized transport cost            C
@@ -26,9 +26,9 @@ from typing import Literal, NamedTuple, TypedDict, get_args
 import torch
 from torch import Tensor
 
+from guardcore.detector.packing import PackedPatches, lowest_mean, packed_mean
 from guardcore.ops import joint_sinkhorn_packed, sinkhorn_packed
-from guardcore.packing import PackedPatches, lowest_mean, packed_mean
-from guardcore.prototypes import PrototypeBank
+from guardcore.prototypes.bank import PrototypeBank
 
 Rule = Literal["normalized", "joint", "softmax", "paper", "mean-prototype-cosine", "max-patch-cosine", "global-cosine"]
 Weights = Literal["uniform", "entropy", "inverse-entropy"]

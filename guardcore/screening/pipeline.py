@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
-from guardcore.images import ImageError, ImageErrorKind, ImageLimits, LoadedImage, open_image
-from guardcore.inputs import Input, printable
-from guardcore.outcome import Outcome
-from guardcore.pixels import Alpha
+from guardcore.images.opening import ImageError, ImageErrorKind, ImageLimits, LoadedImage, open_image
+from guardcore.images.pixels import Alpha
+from guardcore.screening.inputs import Input, printable
+from guardcore.screening.outcome import Outcome
 
 if TYPE_CHECKING:
-    from guardcore.policy import Action
-    from guardcore.verdict import Verdict
+    from guardcore.detector.verdict import Verdict
+    from guardcore.policy.policy import Action
 
 
 _NO_PIXELS = Image.new("RGB", (1, 1))
@@ -41,7 +41,7 @@ class Screener(Protocol):
 
 
 class PictureSink(Protocol):
-    """Writes pictures about a verdict; see `guardcore.output_pictures`."""
+    """Writes pictures about a verdict; see `guardcore.screening.output_pictures`."""
 
     def write(self, path: str, image: Image.Image, verdict: Verdict) -> dict[str, str]:
         """Write what there is to write and return {"heatmap": path, "redacted": path}, with what was written."""
@@ -72,7 +72,7 @@ def screen_inputs(
     kernel), the inputs that it leaves without a verdict are reported as `not-screened` by name.
 
     Args:
-        inputs: from `guardcore.inputs.discover`.
+        inputs: from `guardcore.screening.inputs.discover`.
         screener: a Detector.
         reading: how files are read.
         batch_size: pictures a batch; at least 1.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guardcore.encoders.protocol import Encoder
-from guardcore.policy import Concept
+from guardcore.policy.policy import Concept
 
 NEUTRAL = "neutral"  # no category can be called so
 _BATCH = 256  # texts an encoder gets at once, which bounds its memory

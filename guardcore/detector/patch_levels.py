@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from guardcore.regions import Lattice
+from guardcore.detector.regions import Lattice
 
 Floats = NDArray[np.floating[Any]]
 

@@ -1,0 +1,5 @@
+"""`python -m guardcore` is the command line."""
+
+from guardcore.cli import app
+
+app()

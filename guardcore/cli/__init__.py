@@ -1,0 +1,3 @@
+"""The command line, one file a group of commands; `app` is the program."""
+
+from guardcore.cli.commands import app as app

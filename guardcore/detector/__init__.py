@@ -1,0 +1,1 @@
+"""Pictures in, verdicts out: scoring, calibration, regions, verdicts and their drawing."""
