@@ -36,11 +36,11 @@ class Stream(NamedTuple):
 STREAMS = (
     Stream(width=16, rows=512, fill_rows=128, fill_width=16, warps=8),
     Stream(width=32, rows=256, fill_rows=128, fill_width=32, warps=8),
-    Stream(width=64, rows=128, fill_rows=128, fill_width=64, warps=8),
-    Stream(width=128, rows=64, fill_rows=128, fill_width=64, warps=8),
-    Stream(width=256, rows=32, fill_rows=128, fill_width=64, warps=8),
-    Stream(width=512, rows=16, fill_rows=128, fill_width=64, warps=8),
-    Stream(width=1024, rows=4, fill_rows=128, fill_width=64, warps=8),
+    Stream(width=64, rows=128, fill_rows=64, fill_width=64, warps=8),
+    Stream(width=128, rows=64, fill_rows=64, fill_width=64, warps=8),
+    Stream(width=256, rows=32, fill_rows=64, fill_width=64, warps=8),
+    Stream(width=512, rows=16, fill_rows=64, fill_width=64, warps=8),
+    Stream(width=1024, rows=4, fill_rows=64, fill_width=64, warps=8),
 )
 
 
