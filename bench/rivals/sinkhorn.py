@@ -54,10 +54,10 @@ def pot_batch(patches: Tensor, prototypes: Tensor, epsilon: float, iterations: i
 
 
 def pot_loop(patches: Tensor, prototypes: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """POT's ot.sinkhorn, one call a pair, NumPy."""
+    """POT's ot.sinkhorn, one call a pair, NumPy; transposed, so that its order of updates is ours."""
     import ot
 
-    cost = cosine_cost(patches, prototypes).flatten(0, 1).numpy().astype("float64")
+    cost = cosine_cost(patches, prototypes).flatten(0, 1).mT.numpy().astype("float64")
     plans = (ot.sinkhorn([], [], c, epsilon, numItermax=iterations, stopThr=0.0, warn=False) for c in cost)
     return torch.tensor([(plan * c).sum() for plan, c in zip(plans, cost, strict=True)]).view(len(patches), -1)
 
