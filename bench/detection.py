@@ -73,6 +73,7 @@ def contenders(sweep: bool) -> list[Contender]:
         Contender("paper, as in its prose (-h)", Scoring(rule="paper", weights="inverse-entropy", relaxation=None)),
     ]
     rules += [_rule("normalized", epsilon, None) for epsilon in (0.1, 0.3, 1.0)]
+    rules += [_rule("normalized", epsilon, relaxation) for epsilon in (0.3, 1.0) for relaxation in (0.1, 1.0, 10.0)]
     rules += [_rule("softmax", epsilon, 0.0) for epsilon in (0.2, 0.3, 0.5, 0.7, 1.0)]
     rules += [_rule("joint", epsilon, relaxation) for epsilon in (0.2, 0.3, 0.5) for relaxation in (0.1, 0.3, 1.0)]
     rules += [_rule("joint", 0.3, 10.0), _rule("joint", 0.3, None)]
@@ -89,9 +90,8 @@ def contenders(sweep: bool) -> list[Contender]:
 
 
 def _rule(rule: Any, epsilon: float, relaxation: float | None) -> Contender:
-    pull = {"normalized": "", "softmax": ""}.get(
-        rule, ", balanced" if relaxation is None else f", rho {relaxation:g} eps"
-    )
+    balanced = "" if rule == "normalized" else ", balanced"
+    pull = "" if rule == "softmax" else balanced if relaxation is None else f", rho {relaxation:g} eps"
     return Contender(
         f"{rule}, eps {epsilon:g}{pull}", Scoring(rule=rule, relative_epsilon=epsilon, relaxation=relaxation)
     )

@@ -86,6 +86,35 @@ def test_normalized_is_transport_cost_over_mass() -> None:
     torch.testing.assert_close(scores.statistic[0], scores.patch.amin(dim=1))
 
 
+@pytest.mark.parametrize("relaxation", [0.0, 0.5])
+def test_relaxed_normalized_is_its_float64_definition(relaxation: float) -> None:
+    bank, item = bank_of(), pictures()[2]
+    packed = PackedPatches.pack([item])
+    scores = Scoring(rule="normalized", relative_epsilon=0.5, relaxation=relaxation).score(packed, bank)
+    plan = reference.sinkhorn(
+        item.embeddings[None].double(),
+        bank.prototypes.double(),
+        None,
+        bank.weights.double(),
+        epsilon=0.1,
+        relaxation=0.1 * relaxation,
+    )
+    torch.testing.assert_close(scores.patch.double(), plan.patch_score[0], rtol=0, atol=2e-6)
+    balanced = Scoring(rule="normalized", relative_epsilon=0.5).score(packed, bank)
+    assert (scores.patch - balanced.patch).abs().max() > 1e-3
+
+
+def test_each_rule_has_its_own_default_relaxation() -> None:
+    defaults = {rule: Scoring(rule=rule).marginal_relaxation for rule in ("normalized", "joint", "paper")}
+    assert defaults == {"normalized": None, "joint": 0.1, "paper": None}
+    # The shipped calibration is tied to this text.
+    assert str(Scoring()) == (
+        "softmax:relative_epsilon=0.5,relaxation=0.1,weights=uniform,pool=1,logit_scale=100.0,max_iterations=100,"
+        "tolerance=0.0001"
+    )
+    assert Scoring.parse("normalized:relaxation=rule").marginal_relaxation is None
+
+
 def test_softmax_is_zero_shot_classification() -> None:
     bank, item = bank_of(), pictures()[0]
     scores = Scoring(rule="softmax", relative_epsilon=0.5).score(PackedPatches.pack([item]), bank)
@@ -245,6 +274,7 @@ def test_text_form_round_trips_and_names_mistakes() -> None:
         ("joint:relative_epsilon=x", "relative_epsilon: expected a number"),
         ("joint:relative_epsilon=0", "relative_epsilon: expected a finite number above 0"),
         ("joint:relaxation=-1", "relaxation"),
+        ("joint:relaxation=x", "relaxation: expected a number"),
         ("joint:pool=0", "pool: expected at least 1"),
         ("joint:weights=heavy", "weights: expected one of uniform"),
         ("joint:relative_epsilon=nan", "relative_epsilon"),

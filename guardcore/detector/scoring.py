@@ -33,7 +33,7 @@ from guardcore.prototypes.bank import PrototypeBank
 Rule = Literal["normalized", "joint", "softmax", "paper", "mean-prototype-cosine", "max-patch-cosine", "global-cosine"]
 Weights = Literal["uniform", "entropy", "inverse-entropy"]
 
-# Chosen by bench/detection.py; docs/decisions/scoring-rule.md shows the figures and says why.
+# Chosen by bench/detection.py; docs/decisions/0005-scoring-rule.md shows the figures and says why.
 DEFAULT_RULE: Rule = "softmax"
 
 
@@ -64,9 +64,10 @@ class Scoring:
         rule: see the table of this module.
         relative_epsilon: epsilon in units of the bank's cost spread; > 0. Epsilon has no absolute scale: at the same
             value one encoder's plan is the independent coupling and another's the row minimum.
-        relaxation: of `joint`: KL weight rho of the prototype marginal in units of epsilon; >= 0. None = balanced,
-            0 = no pull towards the marginal. The exponent rho / (rho + epsilon) is then relaxation / (relaxation + 1),
-            whatever the encoder. `normalized` and `paper` are balanced.
+        relaxation: of `joint` and `normalized`: KL weight rho of the prototype marginal in units of epsilon; >= 0.
+            None = balanced, 0 = no pull towards the marginal. The exponent rho / (rho + epsilon) is then
+            relaxation / (relaxation + 1), whatever the encoder. "rule" = None for `normalized`, 0.1 for `joint`.
+            `softmax` has 0 and `paper` None by definition, whatever this says; the cosines have no plan.
         weights: mass of the patches. `uniform`; `entropy` = exp(+h), Eq. 7 as printed; `inverse-entropy` = exp(-h),
             as the paper's prose has it. None = `entropy` for `paper` (whose prototypes get the like weights), else
             `uniform`.
@@ -81,7 +82,7 @@ class Scoring:
 
     rule: Rule = DEFAULT_RULE
     relative_epsilon: float = 0.5
-    relaxation: float | None = 0.1
+    relaxation: float | Literal["rule"] | None = "rule"
     weights: Weights | None = None
     pool: int = 1
     logit_scale: float = 100.0
@@ -100,8 +101,9 @@ class Scoring:
         for name in ("pool", "max_iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1; got {getattr(self, name)!r}")
-        if self.relaxation is not None and not 0 <= self.relaxation < float("inf"):
-            raise ValueError(f"relaxation: expected None or a finite number >= 0; got {self.relaxation!r}")
+        relaxation = self.marginal_relaxation
+        if relaxation is not None and (isinstance(relaxation, str) or not 0 <= relaxation < float("inf")):
+            raise ValueError(f"relaxation: expected None, 'rule' or a finite number >= 0; got {relaxation!r}")
 
     @classmethod
     def parse(cls, text: str) -> Scoring:
@@ -118,13 +120,20 @@ class Scoring:
         """Return every setting in the form that `parse` reads; two scorings are the same if this is."""
         settings = asdict(self)
         rule = settings.pop("rule")
-        settings["weights"] = self.patch_weights
+        settings |= {"relaxation": self.marginal_relaxation, "weights": self.patch_weights}
         return f"{rule}:" + ",".join(f"{name}={value}" for name, value in settings.items())
 
     @property
     def patch_weights(self) -> Weights:
         """The weights in force, with None resolved."""
         return self.weights or ("entropy" if self.rule == "paper" else "uniform")
+
+    @property
+    def marginal_relaxation(self) -> float | None:
+        """The relaxation with "rule" resolved."""
+        if self.relaxation != "rule":
+            return self.relaxation
+        return None if self.rule in ("normalized", "paper") else 0.1
 
     def score(self, packed: PackedPatches, bank: PrototypeBank) -> Scores:
         """Score pictures against a bank.
@@ -153,7 +162,7 @@ class Scoring:
 
     def _solver(self, bank: PrototypeBank) -> _SolverOptions:
         epsilon = self.epsilon(bank)
-        relaxation = {"softmax": 0.0, "joint": self.relaxation}.get(self.rule)
+        relaxation = {"softmax": 0.0, "paper": None}.get(self.rule, self.marginal_relaxation)
         return {
             "epsilon": epsilon,
             "max_iterations": self.max_iterations,
@@ -176,16 +185,8 @@ def _joint(packed: PackedPatches, bank: PrototypeBank, scoring: Scoring) -> _Par
     weights = _patch_weights(packed, bank, scoring)
     prototypes, group, mass = _to(packed, *bank.joint())
     groups = len(bank.categories) + 1
-    plan = joint_sinkhorn_packed(
-        packed.embeddings,
-        packed.cu_seqlens,
-        prototypes,
-        group,
-        weights,
-        mass,
-        num_groups=groups,
-        **scoring._solver(bank),
-    )
+    problem = (packed.embeddings, packed.cu_seqlens, prototypes, group, weights, mass)
+    plan = joint_sinkhorn_packed(*problem, num_groups=groups, **scoring._solver(bank))
     # 1 - p as the sum of the other groups' shares: near p = 1, where it matters, the difference would lose all digits.
     others = (1 - torch.eye(groups, device=plan.group_mass.device)[:-1]) @ plan.group_mass
     mass_of = packed_mean(plan.group_mass, packed.cu_seqlens, weights)[:, :-1]
@@ -286,7 +287,7 @@ def _setting(text: str) -> tuple[str, float | int | str | None]:
     known = [field.name for field in fields(Scoring) if field.name != "rule"]
     if name not in known:
         raise ValueError(f"scoring setting: expected one of {', '.join(known)}; got {name!r}")
-    if name == "weights" or value.lower() == "none":
+    if name == "weights" or value.lower() in ("none", "rule"):
         return name, None if value.lower() == "none" else value
     try:
         return name, int(value) if name in ("pool", "max_iterations") else float(value)
