@@ -7,6 +7,7 @@ The fields and their meaning are listed in `docs/cli.md`; `SCHEMA` changes when 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import Counter
@@ -92,7 +93,10 @@ class JsonWriter:
 
 
 class CsvWriter:
-    """One row a picture, with a score column for each category of the policy; lists are joined by "; "."""
+    """One row a picture, with a score column for each category of the policy; lists are joined by "; ".
+
+    No cell begins like a formula, because spreadsheets run those: a path gets "./" in front, other text an apostrophe.
+    """
 
     def __init__(self, stream: IO[str], categories: tuple[str, ...]) -> None:
         names = ["path", "status", "action", "flagged", "found", "category", "score", "p_value"]
@@ -100,8 +104,11 @@ class CsvWriter:
         names += ["regions", "format", "width", "height", "notes", "error_kind", "error_message"]
         names += ["duplicate_of", "seconds", "heatmap", "redacted", "fingerprint"]
         self.stream = stream
-        self.rows = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
+        # Python before 3.13 quotes a carriage return only if it belongs to the line's end; rows end with a plain \n here.
+        self.line = io.StringIO(newline="")
+        self.rows = csv.DictWriter(self.line, names, extrasaction="ignore", lineterminator="\r\n")
         self.rows.writeheader()
+        self._flush()
 
     def write(self, outcome: Outcome) -> None:
         """Write a row; an unknown value is an empty cell."""
@@ -111,11 +118,23 @@ class CsvWriter:
         row["error_kind"], row["error_message"] = outcome.error_kind, outcome.error_message
         row["regions"] = "; ".join(_region(region) for region in row["regions"])
         row["notes"], row["found"] = "; ".join(row["notes"]), "; ".join(row["found"])
-        self.rows.writerow(row)
-        self.stream.flush()
+        self.rows.writerow({name: _inert(name, value) for name, value in row.items()})
+        self._flush()
 
     def close(self) -> None:
         """Leave the stream to its owner."""
+
+    def _flush(self) -> None:
+        self.stream.write(self.line.getvalue().removesuffix("\r\n") + "\n")
+        self.stream.flush()
+        self.line.seek(0)
+        self.line.truncate()
+
+
+def _inert(column: str, value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    return ("./" if column in ("path", "duplicate_of", "heatmap", "redacted") else "'") + value
 
 
 def require_parquet() -> None:

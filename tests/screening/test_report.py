@@ -111,6 +111,18 @@ def test_csv_reads_back(outcomes: list[Outcome]) -> None:
     assert (rows[2]["error_kind"], rows[2]["score:weapons"], rows[2]["width"]) == ("truncated", "", "")
 
 
+@pytest.mark.parametrize("start", list("=+-@\t\r"))
+def test_no_csv_cell_begins_like_a_formula(outcomes: list[Outcome], start: str) -> None:
+    stream, path = io.StringIO(newline=""), f"{start}HYPERLINK(1).png"
+    written(
+        CsvWriter(stream, ("weapons", "drugs")),
+        [replace(outcomes[2], path=path, duplicate_of=path, error=ImageError(ImageErrorKind.TRUNCATED, f"{start}1"))],
+    )
+    row = next(csv.DictReader(io.StringIO(stream.getvalue(), newline="")))
+    assert row["path"] == row["duplicate_of"] == f"./{path}"  # still the same file
+    assert row["error_message"] == f"'{start}1"
+
+
 def test_parquet_reads_back(outcomes: list[Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr("guardcore.screening.report._ROW_GROUP", 2)
