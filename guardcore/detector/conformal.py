@@ -17,7 +17,7 @@ pictures as well: with one particular set, the rate varies around alpha by about
 
 No category is charged for the others as in Bonferroni's correction, which could not flag anything with n < C / alpha;
 P_c is the adjusted p-value of Westfall and Young (1993, single step). Statistics of categories are compared as they
-are, not as ranks within their category: docs/decisions/family-statistic.md has the measurement. A category that is
+are, not as ranks within their category: docs/decisions/0006-family-statistic.md has the measurement. A category that is
 never the lowest can have a `target_fpr` of its own.
 
 Patches share one threshold tau: a patch is flagged when its lowest score over the categories is at most tau. With
