@@ -104,7 +104,7 @@ class CsvWriter:
         names += ["regions", "format", "width", "height", "notes", "error_kind", "error_message"]
         names += ["duplicate_of", "seconds", "heatmap", "redacted", "fingerprint"]
         self.stream = stream
-        # Python before 3.13 quotes a carriage return only if it is part of the line's end. Rows still end with \n alone.
+        # Python before 3.13 quotes a carriage return only if it is part of the line's end. Rows still end with \n.
         self.line = io.StringIO(newline="")
         self.rows = csv.DictWriter(self.line, names, extrasaction="ignore", lineterminator="\r\n")
         self.rows.writeheader()
