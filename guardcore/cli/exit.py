@@ -33,7 +33,8 @@ def as_usage() -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
-        text = str(error)
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        text = f"{error.filename}: {error.strerror}" if named else str(error)
         # A policy's mistakes are listed one a line; anything else fits one.
         raise UsageError(text if hasattr(error, "problems") else " ".join(text.split())) from error
 

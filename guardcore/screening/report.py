@@ -261,7 +261,7 @@ class Tally:
         parts = [f"{count['flagged']} flagged", f"{count['clean']} clean"]
         parts += [f"{count['uncalibrated']} without calibration"] if count["uncalibrated"] else []
         parts += [f"{count['error']} could not be judged"] if count["error"] else []
-        parts += [f"{self.unwritten} pictures not written"] if self.unwritten else []
+        parts += [f"{self.unwritten} could not be written"] if self.unwritten else []
         total = sum(count.values())
         return f"{total} input{'' if total == 1 else 's'}: {', '.join(parts)} ({seconds:.1f} s)"
 

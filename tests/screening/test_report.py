@@ -179,7 +179,7 @@ def test_a_picture_that_was_not_written_makes_the_run_incomplete(outcomes: list[
     tally = Tally()
     tally.add(replace(outcomes[1], unwritten=True))
     assert tally.exit_code == 3
-    assert tally.summary(1.25) == "1 input: 0 flagged, 1 clean, 1 pictures not written (1.2 s)"
+    assert tally.summary(1.25) == "1 input: 0 flagged, 1 clean, 1 could not be written (1.2 s)"
 
 
 def test_names_of_written_pictures_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
