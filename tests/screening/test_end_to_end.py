@@ -7,16 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-pytestmark = pytest.mark.skipif(
-    not (files("guardcore") / "data" / "builtin.safetensors").is_file(), reason="the built-in weights are not here"
-)
 
 
 @pytest.fixture
@@ -71,9 +66,6 @@ def test_another_scoring_rule_refuses_the_calibration(folder: Path) -> None:
     assert refused.stdout == ""
 
 
-@pytest.mark.skipif(
-    not (files("guardcore") / "data" / "calibration-builtin-demo.json").is_file(), reason="not shipped yet"
-)
 def test_the_shipped_calibration_needs_no_option(folder: Path) -> None:
     done = guardcore(folder, "screen", "benign/0.png", "-f", "json", codes=(0, 1))
     assert "no calibration" not in done.stderr
