@@ -49,12 +49,16 @@ def llava() -> Callable[..., Any]:
         model = transformers.LlavaForConditionalGeneration(
             transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
         ).eval()
-        held = encoder._model.vision_model.state_dict()
-        tower = find_tower(model)
-        tower.load_state_dict({name: held[name] for name in tower.state_dict()})
+        load_tower(model, encoder._model.vision_model.state_dict())
         return model
 
     return make
+
+
+def load_tower(model: Any, held: dict[str, Tensor]) -> None:
+    tower = find_tower(model)
+    # transformers 4 has one more module between.
+    tower.load_state_dict({name: held[name.removeprefix("vision_model.")] for name in tower.state_dict()})
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -194,7 +198,7 @@ def test_the_hash_is_the_weights_whichever_library_holds_them(
 ) -> None:
     open_clip = tiny_open_clip()
     model, pixels = llava(make_encoder("clip")), torch.randn(2, 3, 40, 40)
-    find_tower(model).load_state_dict(as_transformers(open_clip.visual.state_dict()))
+    load_tower(model, as_transformers(open_clip.visual.state_dict()))
     encoder = OpenClipEncoder(open_clip, "tiny", lambda: lambda texts: torch.zeros(len(texts), 77, dtype=torch.long))
     assert read_tower(find_tower(model)).sections() == encoder.tower.sections()
     found, expected = TowerEncoder(model, encoder).embed_images(pixels), encoder.embed_images(pixels)
