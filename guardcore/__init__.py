@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from guardcore.detector.conformal import Calibration as Calibration
     from guardcore.detector.detector import Detector as Detector
-    from guardcore.detector.verdict import Region as Region
+    from guardcore.detector.regions import Region as Region
+    from guardcore.detector.scoring import Scoring as Scoring
     from guardcore.detector.verdict import Verdict as Verdict
     from guardcore.encoders import load_encoder as load_encoder
     from guardcore.patches import PatchMode as PatchMode
+    from guardcore.policy.errors import PolicyError as PolicyError
     from guardcore.policy.policy import Policy as Policy
-    from guardcore.policy.policy import PolicyError as PolicyError
     from guardcore.prototypes.bank import FingerprintError as FingerprintError
     from guardcore.prototypes.bank import PrototypeBank as PrototypeBank
 
@@ -37,7 +38,8 @@ _HOME = {
     "Policy": "policy.policy",
     "PolicyError": "policy.errors",
     "PrototypeBank": "prototypes.bank",
-    "Region": "detector.verdict",
+    "Region": "detector.regions",
+    "Scoring": "detector.scoring",
     "Verdict": "detector.verdict",
     "load_encoder": "encoders",
 }

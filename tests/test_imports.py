@@ -47,6 +47,8 @@ def test_imports_only_go_down():
         if own == "__init__":
             continue  # the front door hands out names of every layer
         assert own in LEVEL, f"{path}: give the module {own!r} a layer in tests/test_imports.py"
+        relative = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level]
+        assert not relative, f"{path}: relative imports would escape this test"
         for name in imported_modules(path, "guardcore"):
             target = name.split(".")[1]
             if not target.startswith("__") and LEVEL.get(target, 1) > LEVEL[own]:
