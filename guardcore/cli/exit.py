@@ -33,8 +33,9 @@ def as_usage() -> Iterator[None]:
     try:
         yield
     except (ValueError, ImportError, OSError) as error:
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        text = f"{error.filename}: {error.strerror}" if named else str(error)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
         # A policy's mistakes are listed one a line; anything else fits one.
         raise UsageError(text if hasattr(error, "problems") else " ".join(text.split())) from error
 
