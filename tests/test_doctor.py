@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,12 @@ def test_built_kernels_cover_every_op():
     """CI always has a compiler: there, a missing kernel is a failure."""
     assert {cell.implementation for cell in report().cells if cell.device == "cpu"} == {"C++"}
     assert report().isa
+
+
+def test_ci_says_that_it_is_ci():
+    """Without it, a kernel that was lost would be a skipped test."""
+    script = (Path(__file__).parents[1] / ".ci" / "run").read_text(encoding="utf-8")
+    assert script.index("export CI=1") < script.index("make test")
 
 
 def test_the_report_prints_and_serializes():
