@@ -17,6 +17,12 @@ def _poisoned(poisoned_memory: None) -> None:
     """No operator may return memory that it did not write."""
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A failure must come back when its test is run alone."""
+    torch.manual_seed(20)
+
+
 @pytest.fixture
 def draw() -> Draw:
     """Draw unit patches [B, N, D] and prototypes [C, M, D]: `random` cosines near 0, `clustered` ones up to 0.95."""
