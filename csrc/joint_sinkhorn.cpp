@@ -13,6 +13,7 @@ namespace {
 std::vector<int64_t> kept_groups(const Tensor& group, const Prototypes& bank, int64_t num_groups) {
   STD_TORCH_CHECK(group.is_cpu() && group.dim() == 1 && group.numel() == bank.capacity(),
                   "group must be a CPU vector with one entry for each prototype");
+  check_index("group", group);
   STD_TORCH_CHECK(num_groups >= 1, "num_groups must be >= 1, got ", num_groups);
   const Tensor values = torch::stable::contiguous(torch::stable::to(group, ScalarType::Long));
   const int64_t* value = values.const_data_ptr<int64_t>();

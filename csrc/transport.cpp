@@ -31,6 +31,7 @@ std::optional<Tensor> checked_weights(const char* name, const std::optional<Tens
 std::vector<int64_t> checked_offsets(const Tensor& cu_seqlens, int64_t total) {
   STD_TORCH_CHECK(cu_seqlens.is_cpu() && cu_seqlens.dim() == 1 && cu_seqlens.numel() > 0,
                   "cu_seqlens must be a CPU vector of B + 1 offsets");
+  check_index("cu_seqlens", cu_seqlens);
   const Tensor values = torch::stable::contiguous(torch::stable::to(cu_seqlens, ScalarType::Long));
   const int64_t* first = values.const_data_ptr<int64_t>();
   std::vector<int64_t> offsets(first, first + values.numel());
@@ -49,6 +50,8 @@ std::vector<int64_t> even_offsets(int64_t items, int64_t length) {
 
 Options checked_options(double epsilon, int64_t max_iterations, double tolerance, std::optional<double> relaxation) {
   STD_TORCH_CHECK(std::isfinite(epsilon) && epsilon > 0, "epsilon must be a finite number > 0, got ", epsilon);
+  // float32 rounds a cost to 1e-7: with a smaller epsilon that rounding would choose the plan
+  STD_TORCH_CHECK(epsilon >= 1e-6, "epsilon must be >= 1e-06, what float32 costs can resolve, got ", epsilon);
   STD_TORCH_CHECK(max_iterations >= 1, "max_iterations must be >= 1, got ", max_iterations);
   STD_TORCH_CHECK(std::isfinite(tolerance) && tolerance >= 0, "tolerance must be a finite number >= 0, got ",
                   tolerance);
@@ -56,6 +59,11 @@ Options checked_options(double epsilon, int64_t max_iterations, double tolerance
                   "relaxation must be None or a finite number >= 0");
   const double damping = relaxation ? *relaxation / (*relaxation + epsilon) : 1.0;
   return {epsilon, damping, max_iterations, tolerance};
+}
+
+void check_index(const char* name, const Tensor& index) {
+  const ScalarType dtype = index.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Int || dtype == ScalarType::Long, name, " must be int32 or int64");
 }
 
 void check_embeddings(const Tensor& patches, int64_t patch_dims, const Tensor& prototypes, int64_t prototype_dims) {

@@ -22,6 +22,9 @@ using torch::stable::Tensor;
 
 Options checked_options(double epsilon, int64_t max_iterations, double tolerance, std::optional<double> relaxation);
 
+// Raises unless the index is int32 or int64: a float would be truncated.
+void check_index(const char* name, const Tensor& index);
+
 // Raises unless the embeddings have these ranks, one supported dtype, the CPU and one width.
 void check_embeddings(const Tensor& patches, int64_t patch_dims, const Tensor& prototypes, int64_t prototype_dims);
 

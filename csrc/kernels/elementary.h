@@ -31,7 +31,8 @@ GUARDCORE_INLINE float exp_reduced(float r, float shifted) {
   p = p * r + 1.666651598e-01f;
   p = p * r + 5.000000081e-01f;
   p = p * r + 1.0f;
-  const float power = float_of((bits_of(shifted) - bits_of(kRound) + 127) << 23);
+  const uint32_t exponent = static_cast<uint32_t>(bits_of(shifted) - bits_of(kRound) + 127);
+  const float power = float_of(static_cast<int32_t>(exponent << 23));
   return (p * r + 1.0f) * power;
 }
 
@@ -52,7 +53,7 @@ GUARDCORE_INLINE float log_mantissa(float x, float& exponent) {
   const int32_t bits = bits_of(x);
   const int32_t e = (bits - 0x3f3504f3) >> 23;  // 0x3f3504f3 = sqrt(1/2)
   exponent = static_cast<float>(e);
-  const float z = float_of(bits - (e << 23)) - 1.0f;
+  const float z = float_of(static_cast<int32_t>(static_cast<uint32_t>(bits) - (static_cast<uint32_t>(e) << 23))) - 1.0f;
   float p = 0.08498099f;
   p = p * z - 0.14464587f;
   p = p * z + 0.15092296f;

@@ -23,10 +23,12 @@ inline void solve(const Problem& q, Workspace& w) {
   if (!solve_in_kernel_domain(q, w)) solve_in_log_domain(q, w);
 }
 
-// score[n] = sum_m p(m | n) C_nm, patch n's mean cost under its conditional plan.
+// score[n] = sum_m p(m | n) C_nm, patch n's mean cost under its conditional plan. Rounding must not take it below the
+// row's minimum: categories are cleared by that bound.
 GUARDCORE_CLONES
 static void patch_scores(const Problem& q, const Workspace& w, float* __restrict score) {
   const float* __restrict per_row = w.per_row;
+  const float* __restrict shift = w.shift;
   std::fill(score, score + q.stride, 0.0f);
   for (int64_t m = 0; m < q.prototypes; ++m) {
     const float* __restrict k = w.kernel + m * q.stride;
@@ -36,7 +38,10 @@ static void patch_scores(const Problem& q, const Workspace& w, float* __restrict
     for (int64_t n = 0; n < q.stride; ++n) score[n] += v * k[n] * c[n];
   }
 #pragma omp simd
-  for (int64_t n = 0; n < q.stride; ++n) score[n] *= per_row[n];
+  for (int64_t n = 0; n < q.stride; ++n) {
+    score[n] *= per_row[n];
+    score[n] = score[n] < shift[n] ? shift[n] : score[n];
+  }
 }
 
 // <a, f> + <b, g>, or with a relaxed marginal <a, f> + rho <b, 1 - exp(-g / rho)> - epsilon (sum T - 1).
