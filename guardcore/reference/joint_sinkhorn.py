@@ -12,7 +12,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from guardcore.reference.sinkhorn import as_float, conditional_plan, pack, simplex, solve, spans, unit_rows
+from guardcore.reference.sinkhorn import (
+    conditional_plan,
+    full_precision,
+    pack,
+    result_dtype,
+    rounded,
+    simplex,
+    solve,
+    spans,
+    unit_rows,
+    working,
+)
 
 
 class JointPlan(NamedTuple):
@@ -41,17 +52,19 @@ def joint_sinkhorn(
     group_mass[b, g, n] = sum_{m in g} p(m | n) and group_cost[b, g, n] = sum_{m in g} p(m | n) C_nm.
     See `guardcore.ops.joint_sinkhorn` for the arguments.
     """
-    patches, prototypes = as_float(patches), as_float(prototypes)
+    dtype, patches, prototypes = result_dtype(patches), working(patches), working(prototypes)
     a, b = simplex(patch_weights, patches), simplex(prototype_weights, prototypes)
-    cost = 1 - unit_rows(patches) @ unit_rows(prototypes).T  # [B, N, M]
+    with full_precision(patches.device):
+        cost = 1 - unit_rows(patches) @ unit_rows(prototypes).T  # [B, N, M]
     dual = solve(cost, a, b, epsilon, max_iterations, tolerance, relaxation)
     share = conditional_plan(cost, b, dual, epsilon)
-    return JointPlan(
+    plan = JointPlan(
         group_mass=_sum_groups(share, group, num_groups),
         group_cost=_sum_groups(share * cost, group, num_groups),
         iterations=dual.iterations,
         marginal_error=dual.marginal_error,
     )
+    return JointPlan(*(rounded(field, dtype) for field in plan))
 
 
 def joint_sinkhorn_packed(
@@ -71,7 +84,7 @@ def joint_sinkhorn_packed(
     options = (prototype_weights, num_groups, epsilon, max_iterations, tolerance, relaxation)
     nothing = joint_sinkhorn(patches[None, :0].expand(0, -1, -1), prototypes, group, None, *options)
     items = [nothing]
-    for own in spans(cu_seqlens):
+    for own in spans(cu_seqlens, patches.shape[0]):
         weights = None if patch_weights is None else patch_weights[None, own]
         items.append(joint_sinkhorn(patches[None, own], prototypes, group, weights, *options))
     packed = {"group_mass", "group_cost"}

@@ -5,12 +5,16 @@ C[n, m] = 1 - <x_n, p_m> / (|x_n| |p_m|). The optimum is T_nm = a_n b_m exp((f_n
 iteration alternates between the potentials f and g (Cuturi 2013, arXiv 1306.0895; in the log domain, Peyre & Cuturi
 2019, arXiv 1803.00567, equations 4.40 and 4.41; relaxed marginals, Chizat et al. 2018, arXiv 1607.05816, section 3).
 
+Everything is computed in float64 where the device has it, whatever the inputs: in float32, rounding of the cost and of
+the potentials over epsilon would miss the promised accuracy.
+
 Bad values spread on purpose: a NaN or inf in an item, or weights that sum to zero, make every float output of that item
 NaN, and no other item's.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,7 +23,7 @@ from torch import Tensor
 
 
 class Plan(NamedTuple):
-    """The solved transport problems of B items and C categories; float32, or float64 if the inputs are.
+    """The solved transport problems of B items and C categories; float64 if the inputs are, else float32.
 
     The first six fields are those of `guardcore.ops.SinkhornOutput`; the potentials f[B, C, N] and g[B, C, M] give the
     plan itself, T_nm = a_n b_m exp((f_n + g_m - C_nm) / epsilon). Packed calls have [C, T] in place of [B, C, N].
@@ -64,15 +68,16 @@ def sinkhorn(
     Weights [B, N] and [C, M] are divided by their sums (None: uniform). `relaxation` None keeps the prototype marginal
     exact; a number is the weight rho of KL(T^T 1 || b) in its place. See `guardcore.ops.sinkhorn` for the outputs.
     """
-    patches, prototypes = as_float(patches), as_float(prototypes)
+    dtype, patches, prototypes = result_dtype(patches), working(patches), working(prototypes)
     a = simplex(patch_weights, patches)[:, None, :]  # [B, 1, N]
     b = simplex(prototype_weights, prototypes)  # [C, M]
-    cost = 1 - torch.einsum("bnd,cmd->bcnm", unit_rows(patches), unit_rows(prototypes))
+    with full_precision(patches.device):
+        cost = 1 - torch.einsum("bnd,cmd->bcnm", unit_rows(patches), unit_rows(prototypes))
     dual = solve(cost, a, b, epsilon, max_iterations, tolerance, relaxation)
     row_sum = a * ((dual.f - dual.f_next) / epsilon).exp()  # [B, C, N]
     patch_score = (conditional_plan(cost, b, dual, epsilon) * cost).sum(-1)
     patch_cost = row_sum * patch_score
-    return Plan(
+    plan = Plan(
         distance=patch_cost.sum(-1).masked_fill(dual.marginal_error.isnan(), torch.nan),  # an empty sum is no distance
         patch_cost=patch_cost,
         patch_score=patch_score,
@@ -82,6 +87,7 @@ def sinkhorn(
         f=dual.f,
         g=dual.g,
     )
+    return Plan(*(rounded(field, dtype) for field in plan))
 
 
 def sinkhorn_packed(
@@ -99,7 +105,7 @@ def sinkhorn_packed(
     options = (prototype_weights, epsilon, max_iterations, tolerance, relaxation)
     nothing = sinkhorn(patches[None, :0].expand(0, -1, -1), prototypes, None, *options)  # gives zero items their shapes
     items = [nothing]
-    for own in spans(cu_seqlens):
+    for own in spans(cu_seqlens, patches.shape[0]):
         weights = None if patch_weights is None else patch_weights[None, own]
         items.append(sinkhorn(patches[None, own], prototypes, weights, *options))
     packed = {"patch_cost", "patch_score", "f"}
@@ -172,9 +178,11 @@ def simplex(weights: Tensor | None, points: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def spans(cu_seqlens: Tensor) -> list[slice]:
-    """The slice of packed patches that each item owns."""
+def spans(cu_seqlens: Tensor, total: int) -> list[slice]:
+    """The slice of packed patches that each item owns; ValueError unless the offsets run from 0 to total."""
     offsets = cu_seqlens.tolist()
+    if offsets[0] != 0 or offsets[-1] != total or offsets != sorted(offsets):
+        raise ValueError(f"cu_seqlens must start at 0, not decrease and end at the {total} packed patches")
     return [slice(first, last) for first, last in pairwise(offsets)]
 
 
@@ -183,9 +191,25 @@ def pack(items: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([item.transpose(0, 1).flatten(1) for item in items], dim=-1)
 
 
-def as_float(tensor: Tensor) -> Tensor:
-    """Half precisions are computed in float32."""
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def working(tensor: Tensor) -> Tensor:
+    """The tensor in the precision that is computed in: float64, but float32 on MPS, which has no other."""
+    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+
+
+def result_dtype(inputs: Tensor) -> torch.dtype:
+    """Results are float64 for float64 inputs, else float32."""
+    return torch.float64 if inputs.dtype == torch.float64 else torch.float32
+
+
+def rounded(field: Tensor, dtype: torch.dtype) -> Tensor:
+    """A result in its dtype; counts stay integers."""
+    return field.to(dtype) if field.is_floating_point() else field
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast from halving the products within."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _dual_value(
@@ -193,7 +217,8 @@ def _dual_value(
 ) -> Tensor:
     """<a, f> + <b, g>, or with a relaxed marginal <a, f> + rho <b, 1 - exp(-g / rho)> - epsilon (sum T - 1).
 
-    The dual at (f, g), a lower bound of the optimum; its derivative by C is T (envelope theorem) at every iterate.
+    The dual at (f, g), a lower bound of the optimum; its derivative by C at fixed potentials is T. The
+    potentials depend on C too: T is the whole derivative at convergence only (envelope theorem).
     """
     rows = (a * dual.f).sum(-1)
     if relaxation is None:  # sum T = 1 after a column update
