@@ -11,9 +11,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _EMBEDDING_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INDEX_DTYPES = (torch.int32, torch.int64)
+# float32 rounds a cost to 1e-7: with a smaller epsilon that rounding, not the cost, would choose the plan
+_LEAST_EPSILON = 1e-6
 
 
 def check_sinkhorn(
@@ -58,14 +61,19 @@ def check_joint(
 
 
 def check_options(epsilon: float, max_iterations: int, tolerance: float, relaxation: float | None) -> None:
-    """Raise ValueError unless epsilon > 0, max_iterations >= 1, tolerance >= 0, relaxation None or >= 0, all finite."""
-    if not (math.isfinite(epsilon) and epsilon > 0):
+    """Raise ValueError unless epsilon >= 1e-6, max_iterations >= 1, tolerance and relaxation >= 0 (None), all finite.
+
+    By comparisons alone, which also hold for the symbolic numbers of a compiled program and fail for NaN.
+    """
+    if not 0 < epsilon < math.inf:
         raise ValueError(f"epsilon must be a finite number > 0, got {epsilon}")
+    if epsilon < _LEAST_EPSILON:
+        raise ValueError(f"epsilon must be >= {_LEAST_EPSILON}, what float32 costs can resolve, got {epsilon}")
     if max_iterations < 1:
         raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
-    if not (math.isfinite(tolerance) and tolerance >= 0):
+    if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance must be a finite number >= 0, got {tolerance}")
-    if relaxation is not None and not (math.isfinite(relaxation) and relaxation >= 0):
+    if relaxation is not None and not 0 <= relaxation < math.inf:
         raise ValueError(f"relaxation must be None (balanced) or a finite number >= 0, got {relaxation}")
 
 
@@ -124,6 +132,37 @@ def check_group(group: Tensor, prototypes: Tensor, num_groups: int) -> None:
     _check_index("group", group, prototypes)
 
 
+def admit_weights(
+    patches: Tensor,
+    prototypes: Tensor,
+    patch_weights: Tensor | None,
+    prototype_weights: Tensor | None,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The weights in float32, once their values are looked at and no derivative is asked for that would be lost."""
+    check_derivatives(patches, prototypes, patch_weights, prototype_weights)
+    check_values(patch_weights, prototype_weights)
+    return _to_float32(patch_weights, cu_seqlens), _to_float32(prototype_weights, None)
+
+
+def check_derivatives(
+    patches: Tensor, prototypes: Tensor, patch_weights: Tensor | None, prototype_weights: Tensor | None
+) -> None:
+    """Raise NotImplementedError where a derivative is asked for that would silently be zero.
+
+    Tangents (forward mode) are looked for outside a trace only.
+    """
+    weights = (("patch_weights", patch_weights), ("prototype_weights", prototype_weights))
+    for name, values in weights:
+        if values is not None and values.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(f"{name} carries no gradient, yet requires one; detach it")
+    if torch.compiler.is_compiling():
+        return
+    for name, tensor in (("patches", patches), ("prototypes", prototypes), *weights):
+        if tensor is not None and _has_tangent(tensor):
+            raise NotImplementedError(f"{name} has a tangent, but forward-mode derivatives are not there; use backward")
+
+
 def check_values(patch_weights: Tensor | None, prototype_weights: Tensor | None) -> None:
     """Raise ValueError at a negative or non-finite weight, where values can be looked at."""
     for name, weights in (("patch_weights", patch_weights), ("prototype_weights", prototype_weights)):
@@ -159,6 +198,25 @@ def check_group_values(group: Tensor, num_groups: int) -> None:
         )
 
 
+def _to_float32(weights: Tensor | None, cu_seqlens: Tensor | None) -> Tensor | None:
+    """Weights[..., N] as float32; float64 ones over the largest of their item, which may be beyond float32's range."""
+    if weights is None or weights.dtype != torch.float64 or weights.numel() == 0:
+        return None if weights is None else weights.float()
+    size = weights.abs()
+    if cu_seqlens is None:
+        largest = size.amax(-1, keepdim=True)
+    else:
+        item = packed_items(cu_seqlens, weights.shape[0])
+        largest = size.new_zeros(cu_seqlens.shape[0]).scatter_reduce(0, item, size, "amax")[item]
+    return (weights / largest.masked_fill(largest == 0, 1)).float()
+
+
+def packed_items(cu_seqlens: Tensor, total: int) -> Tensor:
+    """The item that each of the packed patches belongs to: [total] int64."""
+    rows = torch.arange(total, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens[1:].contiguous(), rows, right=True)
+
+
 def _check_index(name: str, index: Tensor, like: Tensor) -> None:
     if index.dtype not in _INDEX_DTYPES:
         raise TypeError(f"{name} must be int32 or int64, got {index.dtype}")
@@ -177,6 +235,10 @@ def _readable(tensor: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and type(tensor) in (Tensor, torch.nn.Parameter)
     )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _brief(values: list[int]) -> str:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guardcore.reference.sinkhorn import simplex, unit_rows
+from guardcore._checks import packed_items
+from guardcore.reference.sinkhorn import full_precision, simplex, unit_rows, working
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -42,7 +43,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     patches, prototypes, patch_weights, prototype_weights, f, g = ctx.saved_tensors
     B, N, _ = patches.shape
     item = torch.arange(B, device=patches.device).repeat_interleave(N)
-    a = simplex(patch_weights, patches.float()).flatten()
+    a = simplex(patch_weights, working(patches)).flatten()
     grad_patches, grad_prototypes = plan_gradient(
         grads[3],
         patches.flatten(0, 1),
@@ -63,10 +64,8 @@ def _backward_packed(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
         return (None,) * 9
     patches, cu_seqlens, prototypes, patch_weights, prototype_weights, f, g = ctx.saved_tensors
     T, B = patches.shape[0], cu_seqlens.shape[0] - 1
-    item = torch.searchsorted(
-        cu_seqlens[1:], torch.arange(T, device=patches.device, dtype=cu_seqlens.dtype), right=True
-    )
-    weights = patches.new_ones(T, dtype=torch.float32) if patch_weights is None else patch_weights
+    item = packed_items(cu_seqlens, T)
+    weights = working(patches.new_ones(T) if patch_weights is None else patch_weights)
     a = weights / weights.new_zeros(B).index_add(0, item, weights)[item]
     grad_patches, grad_prototypes = plan_gradient(
         grads[3], patches, item, prototypes, a, prototype_weights, f, g, ctx.epsilon
@@ -87,29 +86,38 @@ def plan_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Gradient by patches[T, D] and prototypes[C, M, D] for grad[B, C] of the objective; item[T] is each patch's item.
 
-    a[T] and prototype_weights[C, M] are the marginals (a normalized), f[C, T] and g[B, C, M] the potentials. An item
-    that the loss ignores (all its entries of grad are 0) contributes nothing, even if it is NaN.
+    a[T] and prototype_weights[C, M] are the marginals (a normalized), f[C, T] and g[B, C, M] the potentials. A pair of
+    item and category that the loss ignores (its entry of grad is 0) contributes nothing, even if it is NaN.
     """
-    b = simplex(prototype_weights, prototypes.float())
-    ignored = (grad == 0).all(1)[item]
-    x, p = unit_rows(patches.float()).masked_fill(ignored[:, None], 0), unit_rows(prototypes.float())
-    similarity = torch.einsum("td,cmd->ctm", x, p)
-    exponent = (f[..., None] + g[item].transpose(0, 1) - 1 + similarity) / epsilon
-    plan = (a.log()[:, None] + b.log()[:, None] + exponent).exp()
-    flow = (plan * grad[item].T[..., None]).masked_fill(ignored[:, None], 0)
-    return (
-        _through_unit_rows(-torch.einsum("ctm,cmd->td", flow, p), x, patches),
-        _through_unit_rows(-torch.einsum("ctm,td->cmd", flow, x), p, prototypes),
-    )
+    b = simplex(prototype_weights, working(prototypes))
+    used = (grad != 0)[item].T[..., None]  # [C, T, 1]
+    with full_precision(patches.device):  # float64 also keeps clear of TF32
+        # bad rows: the potentials of their problems are NaN, which reaches those that the loss uses and no others
+        x, p = _finite(unit_rows(working(patches))), _finite(unit_rows(working(prototypes)))
+        exponent = (working(f)[..., None] + g[item].transpose(0, 1) - 1 + torch.einsum("td,cmd->ctm", x, p)) / epsilon
+        plan = (a.log()[:, None] + b.log()[:, None] + exponent).exp()
+        flow = (plan * grad[item].T[..., None]).masked_fill(~used, 0)
+        return (
+            _through_unit_rows(-torch.einsum("ctm,cmd->td", flow, p), x, patches),
+            _through_unit_rows(-torch.einsum("ctm,td->cmd", flow, x), p, prototypes),
+        )
+
+
+def _finite(rows: Tensor) -> Tensor:
+    return rows.masked_fill(~rows.isfinite().all(-1, keepdim=True), 0)
 
 
 def _through_unit_rows(grad: Tensor, unit: Tensor, rows: Tensor) -> Tensor:
-    """Gradient by rows[..., D] from that by unit = rows / |rows|: its tangential part over |rows|, 0 for a zero row."""
-    largest = rows.float().abs().amax(-1, keepdim=True)
-    zero = largest == 0
-    length = (rows / largest).float().square().sum(-1, keepdim=True).sqrt() * largest
+    """Gradient by rows[..., D] from that by unit = rows / |rows|: its tangential part over |rows|, 0 for a zero row.
+
+    A row that takes no part (its grad is 0) gets 0, whatever it holds.
+    """
+    values = working(rows)
+    largest = values.abs().amax(-1, keepdim=True)
+    nothing = (largest == 0) | (grad == 0).all(-1, keepdim=True)
+    length = (values / largest).square().sum(-1, keepdim=True).sqrt() * largest
     tangent = grad - unit * (unit * grad).sum(-1, keepdim=True)
-    return (tangent / length).masked_fill(zero, 0).to(rows.dtype)
+    return (tangent / length).masked_fill(nothing, 0).to(rows.dtype)
 
 
 def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -81,15 +81,18 @@ def sinkhorn(
         prototypes: [C, M, D], same dtype and device.
         patch_weights: [B, N] >= 0, divided by their sum; None is uniform.
         prototype_weights: [C, M] >= 0, divided by their sum; None is uniform.
-        epsilon: entropy weight > 0, in units of the cost.
+        epsilon: entropy weight >= 1e-6, in units of the cost.
         max_iterations: bound on iterations (a row, then a column update each), >= 1.
         tolerance: a problem stops when its L1 row-marginal error is at most this; 0 means exactly max_iterations.
         relaxation: None for an exact prototype marginal; a number rho >= 0 puts rho KL(T^T 1 || b) in its place.
 
     Returns:
-        SinkhornOutput. A NaN or inf in an item, or weights without mass, give NaN for that item alone.
+        SinkhornOutput. A NaN or inf in an item, or weights without mass, give NaN for that item alone. The gradient of
+        `objective` is the plan's: exact at convergence, off by about the marginal error before.
 
     Raises:
+        NotImplementedError: a weight that requires a gradient; a tangent (forward-mode derivatives, not looked for
+            in compiled programs).
         TypeError: a wrong dtype.
         ValueError: a wrong shape, device or option; on the CPU a negative or non-finite weight (NaN on CUDA).
 
@@ -97,8 +100,7 @@ def sinkhorn(
     """
     options = (epsilon, max_iterations, tolerance, relaxation)
     _checks.check_sinkhorn(patches, prototypes, patch_weights, prototype_weights, *options)
-    _checks.check_values(patch_weights, prototype_weights)
-    weights = (_as_float(patch_weights), _as_float(prototype_weights))
+    weights = _checks.admit_weights(patches, prototypes, patch_weights, prototype_weights)
     return SinkhornOutput(*torch.ops.guardcore.sinkhorn(patches, prototypes, *weights, *options)[:6])
 
 
@@ -124,9 +126,8 @@ def sinkhorn_packed(
     options = (epsilon, max_iterations, tolerance, relaxation)
     _checks.check_sinkhorn(patches, prototypes, patch_weights, prototype_weights, *options, cu_seqlens=cu_seqlens)
     _checks.check_offset_values(cu_seqlens, patches)
-    _checks.check_values(patch_weights, prototype_weights)
-    tensors = (patches, cu_seqlens.to(torch.int32), prototypes, _as_float(patch_weights), _as_float(prototype_weights))
-    return SinkhornOutput(*torch.ops.guardcore.sinkhorn_packed(*tensors, *options)[:6])
+    weights = _checks.admit_weights(patches, prototypes, patch_weights, prototype_weights, cu_seqlens)
+    return SinkhornOutput(*torch.ops.guardcore.sinkhorn_packed(patches, cu_seqlens, prototypes, *weights, *options)[:6])
 
 
 def joint_sinkhorn(
@@ -152,9 +153,8 @@ def joint_sinkhorn(
     options = (num_groups, epsilon, max_iterations, tolerance, relaxation)
     _checks.check_joint(patches, prototypes, group, patch_weights, prototype_weights, *options)
     _checks.check_group_values(group, num_groups)
-    _checks.check_values(patch_weights, prototype_weights)
-    tensors = (patches, prototypes, group.long(), _as_float(patch_weights), _as_float(prototype_weights))
-    return JointOutput(*torch.ops.guardcore.joint_sinkhorn(*tensors, *options))
+    weights = _checks.admit_weights(patches, prototypes, patch_weights, prototype_weights)
+    return JointOutput(*torch.ops.guardcore.joint_sinkhorn(patches, prototypes, group.long(), *weights, *options))
 
 
 def joint_sinkhorn_packed(
@@ -176,9 +176,8 @@ def joint_sinkhorn_packed(
     _checks.check_joint(patches, prototypes, group, patch_weights, prototype_weights, *options, cu_seqlens=cu_seqlens)
     _checks.check_offset_values(cu_seqlens, patches)
     _checks.check_group_values(group, num_groups)
-    _checks.check_values(patch_weights, prototype_weights)
-    tensors = (patches, cu_seqlens.to(torch.int32), prototypes, group.long())
-    weights = (_as_float(patch_weights), _as_float(prototype_weights))
+    weights = _checks.admit_weights(patches, prototypes, patch_weights, prototype_weights, cu_seqlens)
+    tensors = (patches, cu_seqlens, prototypes, group.long())
     return JointOutput(*torch.ops.guardcore.joint_sinkhorn_packed(*tensors, *weights, *options))
 
 
@@ -221,10 +220,6 @@ def _empty_shares(like: Tensor, per_patch: Any, items: Any) -> tuple[Tensor, ...
     )
 
 
-def _as_float(weights: Tensor | None) -> Tensor | None:
-    return None if weights is None else weights.float()
-
-
 @functools.cache
 def _say_not_built(device: str) -> None:
     what = "C++ kernels are not built" if device == "cpu" else f"kernels do not cover {device}"
@@ -247,6 +242,8 @@ def _definition(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tu
 def _triton(module: str, name: str) -> Callable[..., tuple[Tensor, ...]]:
     def launch(*args: Any) -> tuple[Tensor, ...]:
         kernels = importlib.import_module(f"guardcore.triton_kernels.{module}")  # first use only: triton is heavy
+        if name.endswith("_packed"):  # these kernels read int32 offsets
+            args = (args[0], args[1].to(torch.int32), *args[2:])
         return tuple(getattr(kernels, name)(*args))
 
     return launch

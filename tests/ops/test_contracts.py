@@ -50,6 +50,43 @@ def test_compiles_into_one_graph_with_gradients():
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic", "changing"])
+def test_compiles_into_one_graph_with_options_that_change(dynamic):
+    """On its second value an option becomes a symbolic number."""
+
+    def objective(patches: Tensor, prototypes: Tensor, epsilon: float) -> Tensor:
+        options = {"epsilon": epsilon, "tolerance": epsilon / 50, "relaxation": 2 * epsilon}
+        return ops.sinkhorn(patches, prototypes, **options).objective
+
+    patches, prototypes = torch.randn(2, 7, 5), torch.randn(3, 4, 5)
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    for epsilon in (0.05, 0.04, 0.03):
+        expected = objective(patches, prototypes, epsilon)
+        torch.testing.assert_close(compiled(patches, prototypes, epsilon), expected)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**32 + 3, 2**32 + 6], [0, 4, 3, 6], [0, 3]])
+def test_compiled_programs_refuse_wrong_offsets(offsets):
+    """They skip the public call's look at values; in int32, 2^32 + 3 would be 3."""
+    compiled = torch.compile(lambda x, o, p: ops.sinkhorn_packed(x, o, p).distance, fullgraph=True, backend="aot_eager")
+    with pytest.raises((RuntimeError, ValueError), match="cu_seqlens must start at 0"):
+        compiled(torch.randn(6, 5), torch.tensor(offsets), torch.randn(3, 4, 5))
+
+
+def test_compiled_programs_take_weights_and_refuse_their_gradient():
+    def objective(patches: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
+        return ops.sinkhorn(patches, prototypes, weights).objective
+
+    arguments = (torch.randn(2, 7, 5, requires_grad=True), torch.randn(3, 4, 5), torch.rand(2, 7))
+    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), objective(*arguments))
+    arguments[2].requires_grad_()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*arguments), objective(*arguments))
+    with pytest.raises(Exception, match="patch_weights carries no gradient"):
+        torch.compile(objective, backend="aot_eager")(*arguments)
+
+
 @pytest.mark.slow
 def test_compiles_with_inductor():
     patches, prototypes = torch.randn(2, 7, 5), torch.randn(3, 4, 5)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -167,6 +169,7 @@ WRONG = [
     ({"prototype_weights": torch.full((5, 6), math.inf)}, ValueError, "got inf at [0, 0]"),
     ({"epsilon": 0.0}, ValueError, "epsilon must be a finite number > 0, got 0.0"),
     ({"epsilon": math.nan}, ValueError, "epsilon must be"),
+    ({"epsilon": 5e-7}, ValueError, "epsilon must be >= 1e-06, what float32 costs can resolve, got 5e-07"),
     ({"max_iterations": 0}, ValueError, "max_iterations must be >= 1, got 0"),
     ({"tolerance": -1e-3}, ValueError, "tolerance must be a finite number >= 0"),
     ({"relaxation": -0.1}, ValueError, "relaxation must be None (balanced) or"),
@@ -196,6 +199,13 @@ def test_wrong_offsets_raise(offsets, error, message):
         ops.sinkhorn_packed(PATCHES[0], offsets, PROTOTYPES)
 
 
+# in CI there is a compiler, and a kernel that is lost must fail, not skip
+needs_kernels = pytest.mark.skipif(
+    find_spec("guardcore._C") is None and "CI" not in os.environ, reason="the C++ kernels are not built"
+)
+
+
+@needs_kernels
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -205,14 +215,37 @@ def test_wrong_offsets_raise(offsets, error, message):
         ((PATCHES, PROTOTYPES, -torch.ones(2, 3), None, 0.05, 10, 0.0, None), "patch_weights must be finite and >= 0"),
         ((PATCHES, PROTOTYPES, torch.ones(2, 2), None, 0.05, 10, 0.0, None), "one weight for each point"),
         ((PATCHES, PROTOTYPES, None, None, -1.0, 10, 0.0, None), "epsilon must be"),
+        ((PATCHES, PROTOTYPES, None, None, 5e-7, 10, 0.0, None), "epsilon must be >= 1e-06"),
     ],
 )
 def test_the_kernel_checks_for_itself(args, message):
     """torch.ops can be called directly, and compiled programs skip the public function's look at values."""
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("guardcore::sinkhorn", "CPU"):
-        pytest.skip("the C++ kernels are not built")
     with pytest.raises(RuntimeError, match=re.escape(message)):
         torch.ops.guardcore.sinkhorn(*args)
+
+
+@needs_kernels
+def test_the_kernel_truncates_no_index():
+    options = (None, None, 2, 0.05, 10, 0.0, None)
+    with pytest.raises(RuntimeError, match="cu_seqlens must be int32 or int64"):
+        torch.ops.guardcore.sinkhorn_packed(
+            PATCHES[0], torch.tensor([0, 1.5, 3]), PROTOTYPES, None, None, 0.05, 10, 0.0, None
+        )
+    with pytest.raises(RuntimeError, match="group must be int32 or int64"):
+        torch.ops.guardcore.joint_sinkhorn(PATCHES, PROTOTYPES[0], torch.full((6,), 0.5), *options)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-60])
+def test_float64_weights_beyond_the_range_of_float32(draw, scale):
+    patches, prototypes = draw("clustered", 2, 6, 2, 4)
+    a, b = torch.rand(2, 6).double(), torch.rand(2, 4).double()
+    a[0] /= scale  # items need not share a scale
+    expected = ops.sinkhorn(patches, prototypes, a / a.sum(-1, keepdim=True), b).distance
+    torch.testing.assert_close(ops.sinkhorn(patches, prototypes, a * scale, b * scale).distance, expected)
+    packed = ops.sinkhorn_packed(
+        patches.flatten(0, 1), torch.tensor([0, 6, 12]), prototypes, (a * scale).flatten(), b * scale
+    )
+    torch.testing.assert_close(packed.distance, expected)
 
 
 def test_the_definition_gives_an_empty_item_no_numbers(draw):

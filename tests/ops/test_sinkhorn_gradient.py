@@ -94,3 +94,80 @@ def test_a_second_derivative_raises_instead_of_being_wrong(draw):
     (first,) = torch.autograd.grad(ops.sinkhorn(patches, prototypes).objective.sum(), patches, create_graph=True)
     with pytest.raises(RuntimeError, match="does not require grad"):
         torch.autograd.grad(first.sum(), patches)
+
+
+def test_a_broken_category_that_the_loss_ignores_spoils_no_gradient(draw):
+    patches, prototypes = draw("clustered", 2, 6, 3, 4)
+    weights = torch.ones(3, 4)
+    weights[2] = 0  # no mass
+    broken = prototypes.clone()
+    broken[1, 2, 0] = math.nan
+
+    def gradient(bank, b, chosen):
+        inputs = [patches.clone().requires_grad_(), bank.clone().requires_grad_()]
+        objective = ops.sinkhorn(*inputs, None, b).objective
+        return torch.autograd.grad(objective[:, chosen].sum(), inputs)
+
+    expected, got = gradient(prototypes, None, 0), gradient(broken, weights, 0)
+    for left, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(left, right, atol=0, rtol=0)
+    assert gradient(broken, weights, 1)[0].isnan().all()  # used, it is never silently a number
+
+
+def test_broken_pairs_are_told_apart_by_item_and_category(draw):
+    """Item 0's loss uses category 0, item 1's the broken category 1: only item 1 is lost."""
+    patches, prototypes = draw("clustered", 2, 6, 2, 4)
+    prototypes[1, 0, 0] = math.inf
+    patches.requires_grad_()
+    objective = ops.sinkhorn(patches, prototypes).objective
+    (got,) = torch.autograd.grad(objective[0, 0] + objective[1, 1], patches)
+    assert got[0].isfinite().all()
+    assert got[1].isnan().all()
+
+
+@pytest.mark.parametrize("name", ["patch_weights", "prototype_weights"])
+def test_a_gradient_by_weights_is_refused_not_lost(draw, name):
+    patches, prototypes = draw("clustered", 2, 6, 2, 4)
+    weights = {"patch_weights": torch.ones(2, 6), "prototype_weights": torch.ones(2, 4)}[name].requires_grad_()
+    with pytest.raises(NotImplementedError, match=f"{name} carries no gradient"):
+        ops.sinkhorn(patches.requires_grad_(), prototypes, **{name: weights})
+    with torch.no_grad():
+        assert ops.sinkhorn(patches, prototypes, **{name: weights}).distance.isfinite().all()
+    assert ops.sinkhorn(patches, prototypes, **{name: weights.detach()}).objective.requires_grad
+
+
+def test_forward_mode_is_refused_not_zero(draw):
+    patches, prototypes = draw("clustered", 2, 6, 2, 4)
+    group, tangent = torch.zeros(4, dtype=torch.int64), torch.randn(2, 6, 64)
+    with pytest.raises(NotImplementedError, match="patches has a tangent"):
+        torch.func.jvp(lambda x: ops.sinkhorn(x, prototypes).objective, (patches,), (tangent,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(patches, tangent)
+        with pytest.raises(NotImplementedError, match="use backward"):
+            ops.joint_sinkhorn(dual, prototypes[0], group, num_groups=1)
+
+
+def test_autocast_changes_nothing(draw):
+    patches, prototypes = draw("clustered", 2, 20, 2, 6)
+    patches.requires_grad_()
+    objective = ops.sinkhorn(patches, prototypes).objective
+    (expected,) = torch.autograd.grad(objective.sum(), patches)
+    definition = reference.sinkhorn(patches.detach(), prototypes).patch_score
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ops.sinkhorn(patches, prototypes).objective
+        (got,) = torch.autograd.grad(inside.sum(), patches)
+        assert torch.equal(reference.sinkhorn(patches.detach(), prototypes).patch_score, definition)
+    assert torch.equal(inside, objective)
+    assert torch.equal(got, expected)
+
+
+def test_the_packed_backward_takes_float64_weights(draw):
+    """Only torch.ops lets them through to backward."""
+    patches, prototypes = draw("clustered", 1, 6, 2, 4)
+    patches, weights = patches[0].requires_grad_(), torch.rand(6, dtype=torch.float64)
+
+    def gradient(weights):
+        args = (patches, torch.tensor([0, 2, 6]), prototypes, weights, None, 0.05, 50, 0.0, None)
+        return torch.autograd.grad(torch.ops.guardcore.sinkhorn_packed(*args)[3].sum(), patches)[0]
+
+    torch.testing.assert_close(gradient(weights), gradient(weights.float()), atol=1e-7, rtol=1e-5)
