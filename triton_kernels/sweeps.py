@@ -29,10 +29,9 @@ class Stream(NamedTuple):
     warps: int
 
 
-# A swept tile is 8192 elements, 32 registers a thread at 8 warps: with its exponentials and the column sums about 200 to
-# 250 of 255. Half of it is no gain: ptxas then aims at 128 and spills on some device. Fills of 64 x 64 spill on sm_80 in
-# fp32, of 128 x 64 on sm_100 and sm_120, too. Compiled by tests/triton/test_offline_compile.py for five devices, timed
-# on none so far.
+# A swept tile is 8192 elements, 32 registers a thread at 8 warps: with exponentials and column sums 190 to 250 of 255.
+# Half of it is no gain: ptxas then aims at 128 and spills on some device. Fills of 64 x 64 spill on sm_80 in fp32, of
+# 128 x 64 on sm_100 and sm_120, too. Compiled by tests/triton/test_offline_compile.py for five devices, timed on none.
 STREAMS = (
     Stream(width=16, rows=512, fill_rows=128, fill_width=16, warps=8),
     Stream(width=32, rows=256, fill_rows=128, fill_width=32, warps=8),
