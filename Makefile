@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 
 # Exit code 1 says that something is flagged, as some of these pictures are meant to be.
 demo: $(VENV)/.built
-	$(BIN)/guardcore screen examples/pictures/*.jpg --encoder builtin --policy demo --heatmaps demo-out/heatmaps || test $$? -eq 1
+	$(BIN)/guardcore screen examples/pictures --encoder builtin --policy demo --heatmaps demo-out/heatmaps || test $$? -eq 1
 	@echo "Heat maps are in demo-out/heatmaps."
 
 test: $(VENV)/.built $(VENV)/.extras
