@@ -145,9 +145,7 @@ def test_packed_items_of_all_lengths_go_to_the_kernel_of_their_size(interpreted:
     x, p, a = points(T, 24, seed=1), points(2, M, 24, seed=2), masses(T, seed=3)
     options = (0.05, 5, 1e-4, None)
     got = interpreted("sinkhorn_packed", x, offsets, p, a, None, *options)
-    want = definition("sinkhorn_packed", x, offsets, p, a, None, *options)
-    empty = 0 * want.distance  # NaN for an empty item, in every field
-    check(got, want._replace(objective=want.objective + empty, g=want.g + empty[..., None]))
+    check(got, definition("sinkhorn_packed", x, offsets, p, a, None, *options))
 
 
 def test_an_empty_batch_launches_nothing(interpreted: Callable[..., Any]) -> None:
