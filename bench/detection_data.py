@@ -20,8 +20,9 @@ from guardcore.patches import PatchMode, PatchSet, extract_patches
 Floats = NDArray[np.floating[Any]]
 
 ART = Path(__file__).parent / "art"
-# Test scenes are those of bench.builtin.evaluate; calibration scenes come from another seed.
-TEST_SEED, CALIBRATION_SEED = 20_261_121, 20_261_122
+# No choice was made on the test scenes: rules and settings were compared on seed 20_261_121, that of
+# bench.builtin.evaluate, before this one was drawn.
+TEST_SEED, CALIBRATION_SEED = 20_270_101, 20_261_122
 _CHUNK = 32
 
 
