@@ -31,7 +31,8 @@ _PACKED_POINTS = "Tensor patches, Tensor cu_seqlens, Tensor prototypes"
 
 
 class SinkhornOutput(NamedTuple):
-    """Transport of B items to C categories; float32 but for `iterations`. Only `objective` carries a gradient.
+    """Transport of B items to C categories; float32 but for `iterations`. Only `objective` carries a gradient, by
+    patches and prototypes; it is the plan's, so exact at convergence and off by about the marginal error before.
 
     distance[B, C]: <T, C>, the transport cost, 0 ... 2. patch_cost[B, C, N]: sum_m T_nm C_nm, sums to distance over n.
     patch_score[B, C, N]: patch_cost over the plan's row sum, by the conditional plan and so defined at zero weight too;
@@ -87,8 +88,7 @@ def sinkhorn(
         relaxation: None for an exact prototype marginal; a number rho >= 0 puts rho KL(T^T 1 || b) in its place.
 
     Returns:
-        SinkhornOutput. A NaN or inf in an item, or weights without mass, give NaN for that item alone. The gradient of
-        `objective` is the plan's: exact at convergence, off by about the marginal error before.
+        SinkhornOutput. A NaN or inf in an item, or weights without mass, give NaN for that item alone.
 
     Raises:
         NotImplementedError: a weight that requires a gradient; a tangent (forward-mode derivatives, not looked for

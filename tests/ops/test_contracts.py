@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,15 @@ def test_compiled_programs_refuse_wrong_offsets(offsets):
     compiled = torch.compile(lambda x, o, p: ops.sinkhorn_packed(x, o, p).distance, fullgraph=True, backend="aot_eager")
     with pytest.raises((RuntimeError, ValueError), match="cu_seqlens must start at 0"):
         compiled(torch.randn(6, 5), torch.tensor(offsets), torch.randn(3, 4, 5))
+
+
+def test_gpu_launchers_get_int32_offsets(monkeypatch):
+    """The C++ kernels check 64-bit offsets; the Triton kernels read 32-bit ones."""
+    seen: list[torch.dtype] = []
+    launchers = SimpleNamespace(sinkhorn_packed=lambda *args: seen.append(args[1].dtype) or ())
+    monkeypatch.setitem(sys.modules, "guardcore.triton_kernels.sinkhorn", launchers)
+    ops._triton("sinkhorn", "sinkhorn_packed")(torch.ones(6, 5), torch.tensor([0, 6]), torch.ones(1, 2, 5))
+    assert seen == [torch.int32]
 
 
 def test_compiled_programs_take_weights_and_refuse_their_gradient():
