@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from guardcore._checks import packed_items
-from guardcore.reference.sinkhorn import full_precision, simplex, unit_rows, working
+from guardcore.reference.sinkhorn import full_precision, simplex, unit_rows
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -43,7 +43,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     patches, prototypes, patch_weights, prototype_weights, f, g = ctx.saved_tensors
     B, N, _ = patches.shape
     item = torch.arange(B, device=patches.device).repeat_interleave(N)
-    a = simplex(patch_weights, working(patches)).flatten()
+    a = simplex(patch_weights, _working(patches)).flatten()
     grad_patches, grad_prototypes = plan_gradient(
         grads[3],
         patches.flatten(0, 1),
@@ -65,7 +65,7 @@ def _backward_packed(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ..
     patches, cu_seqlens, prototypes, patch_weights, prototype_weights, f, g = ctx.saved_tensors
     T, B = patches.shape[0], cu_seqlens.shape[0] - 1
     item = packed_items(cu_seqlens, T)
-    weights = working(patches.new_ones(T) if patch_weights is None else patch_weights)
+    weights = _working(patches.new_ones(T) if patch_weights is None else patch_weights)
     a = weights / weights.new_zeros(B).index_add(0, item, weights)[item]
     grad_patches, grad_prototypes = plan_gradient(
         grads[3], patches, item, prototypes, a, prototype_weights, f, g, ctx.epsilon
@@ -89,18 +89,23 @@ def plan_gradient(
     a[T] and prototype_weights[C, M] are the marginals (a normalized), f[C, T] and g[B, C, M] the potentials. A pair of
     item and category that the loss ignores (its entry of grad is 0) contributes nothing, even if it is NaN.
     """
-    b = simplex(prototype_weights, working(prototypes))
+    b = simplex(prototype_weights, _working(prototypes))
     used = (grad != 0)[item].T[..., None]  # [C, T, 1]
-    with full_precision(patches.device):  # float64 also keeps clear of TF32
+    with full_precision(patches.device):
         # bad rows: the potentials of their problems are NaN, which reaches those that the loss uses and no others
-        x, p = _finite(unit_rows(working(patches))), _finite(unit_rows(working(prototypes)))
-        exponent = (working(f)[..., None] + g[item].transpose(0, 1) - 1 + torch.einsum("td,cmd->ctm", x, p)) / epsilon
+        x, p = _finite(unit_rows(_working(patches))), _finite(unit_rows(_working(prototypes)))
+        exponent = (_working(f)[..., None] + g[item].transpose(0, 1) - 1 + torch.einsum("td,cmd->ctm", x, p)) / epsilon
         plan = (a.log()[:, None] + b.log()[:, None] + exponent).exp()
         flow = (plan * grad[item].T[..., None]).masked_fill(~used, 0)
         return (
             _through_unit_rows(-torch.einsum("ctm,cmd->td", flow, p), x, patches),
             _through_unit_rows(-torch.einsum("ctm,td->cmd", flow, x), p, prototypes),
         )
+
+
+def _working(tensor: Tensor) -> Tensor:
+    """Float32; on a GPU float64, as TF32, which a user may have allowed, would cost the cosines their digits."""
+    return tensor.double() if tensor.is_cuda else tensor.float()
 
 
 def _finite(rows: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ def _through_unit_rows(grad: Tensor, unit: Tensor, rows: Tensor) -> Tensor:
 
     A row that takes no part (its grad is 0) gets 0, whatever it holds.
     """
-    values = working(rows)
+    values = _working(rows)
     largest = values.abs().amax(-1, keepdim=True)
     nothing = (largest == 0) | (grad == 0).all(-1, keepdim=True)
     length = (values / largest).square().sum(-1, keepdim=True).sqrt() * largest
