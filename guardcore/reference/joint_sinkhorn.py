@@ -15,6 +15,7 @@ from torch import Tensor
 from guardcore.reference.sinkhorn import (
     conditional_plan,
     full_precision,
+    one_by_one,
     pack,
     result_dtype,
     rounded,
@@ -52,6 +53,10 @@ def joint_sinkhorn(
     group_mass[b, g, n] = sum_{m in g} p(m | n) and group_cost[b, g, n] = sum_{m in g} p(m | n) C_nm.
     See `guardcore.ops.joint_sinkhorn` for the arguments.
     """
+    if len(patches) > 1:  # as in `sinkhorn`: one item at a time stays in the cache
+        options = (prototype_weights, num_groups, epsilon, max_iterations, tolerance, relaxation)
+        items = [joint_sinkhorn(own, prototypes, group, w, *options) for own, w in one_by_one(patches, patch_weights)]
+        return JointPlan(*map(torch.cat, zip(*items, strict=True)))
     dtype, patches, prototypes = result_dtype(patches), working(patches), working(prototypes)
     a, b = simplex(patch_weights, patches), simplex(prototype_weights, prototypes)
     with full_precision(patches.device):

@@ -14,6 +14,7 @@ NaN, and no other item's.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import NamedTuple
@@ -68,6 +69,10 @@ def sinkhorn(
     Weights [B, N] and [C, M] are divided by their sums (None: uniform). `relaxation` None keeps the prototype marginal
     exact; a number is the weight rho of KL(T^T 1 || b) in its place. See `guardcore.ops.sinkhorn` for the outputs.
     """
+    if len(patches) > 1:  # a batch's temporaries would leave the cache, which costs four times the time
+        options = (prototype_weights, epsilon, max_iterations, tolerance, relaxation)
+        items = [sinkhorn(own, prototypes, weights, *options) for own, weights in one_by_one(patches, patch_weights)]
+        return Plan(*map(torch.cat, zip(*items, strict=True)))
     dtype, patches, prototypes = result_dtype(patches), working(patches), working(prototypes)
     a = simplex(patch_weights, patches)[:, None, :]  # [B, 1, N]
     b = simplex(prototype_weights, prototypes)  # [C, M]
@@ -176,6 +181,12 @@ def simplex(weights: Tensor | None, points: Tensor) -> Tensor:
     weights = weights.to(points.dtype)
     weights = weights.masked_fill(weights < 0, torch.nan)
     return weights / weights.sum(-1, keepdim=True)
+
+
+def one_by_one(patches: Tensor, weights: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of one: every item's patches[1, N, D] with its weights[1, N]."""
+    places = [slice(i, i + 1) for i in range(len(patches))]
+    return ((patches[own], None if weights is None else weights[own]) for own in places)
 
 
 def spans(cu_seqlens: Tensor, total: int) -> list[slice]:
