@@ -59,12 +59,6 @@ class TextSampler:
         texts.append(BACKGROUND[int(self.rng.integers(len(BACKGROUND)))])
         return self.vocabulary.pad([self.vocabulary.numbers(t) for t in texts])
 
-    def plain_names(self) -> Tensor:
-        """The bare names and "background": word numbers int64 [concepts + 1, L]."""
-        return self.vocabulary.pad(
-            [self.vocabulary.numbers(t) for t in [*(c.name for c in self.concepts), "background"]]
-        )
-
     def captions(self, scenes: Sequence[Sequence[int]]) -> Tensor:
         """One text per scene that lists its concepts in random order: word numbers int64 [B, L]."""
         texts = []
