@@ -19,7 +19,7 @@ LAYERS = (
     "defenses",
     "calibration detector",
     "encoders images patches policy prototypes redaction",
-    "ops _checks _gradient",
+    "ops",
     "reference triton_kernels _C",
 )
 LEVEL = {name: -depth for depth, names in enumerate(LAYERS) for name in names.split()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from guardcore import ops
+from guardcore.ops.registration import triton_launcher
 
 OPTIONS = (0.05, 20, 1e-4, None)
 
@@ -79,7 +80,7 @@ def test_gpu_launchers_get_int32_offsets(monkeypatch):
     seen: list[torch.dtype] = []
     launchers = SimpleNamespace(sinkhorn_packed=lambda *args: seen.append(args[1].dtype) or ())
     monkeypatch.setitem(sys.modules, "guardcore.triton_kernels.sinkhorn", launchers)
-    ops._triton("sinkhorn", "sinkhorn_packed")(torch.ones(6, 5), torch.tensor([0, 6]), torch.ones(1, 2, 5))
+    triton_launcher("sinkhorn", "sinkhorn_packed")(torch.ones(6, 5), torch.tensor([0, 6]), torch.ones(1, 2, 5))
     assert seen == [torch.int32]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from guardcore._checks import packed_items
+from guardcore.ops.checks import packed_items
 from guardcore.reference.sinkhorn import full_precision, simplex, unit_rows
 
 

@@ -1,0 +1,26 @@
+"""The operators, one family a file: public call, schema, fake, and a row that says who runs it where.
+
+The dispatcher chooses: the C++ kernels of guardcore._C run CPU tensors, the Triton kernels of guardcore.triton_kernels
+run CUDA and ROCm tensors, and the definition of guardcore.reference runs every device that has no kernel, which it says
+once. To force the definition, call it.
+"""
+
+from __future__ import annotations
+
+from guardcore.ops.joint_sinkhorn import JointOutput, joint_sinkhorn, joint_sinkhorn_packed
+from guardcore.ops.registration import load_kernels, registered
+from guardcore.ops.sinkhorn import SinkhornOutput, sinkhorn, sinkhorn_packed
+
+__all__ = [
+    "OPS",
+    "JointOutput",
+    "SinkhornOutput",
+    "joint_sinkhorn",
+    "joint_sinkhorn_packed",
+    "sinkhorn",
+    "sinkhorn_packed",
+]
+
+OPS = registered()
+
+load_kernels()

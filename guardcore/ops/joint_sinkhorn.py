@@ -1,0 +1,120 @@
+"""Entropic transport of items to the prototypes of all groups: guardcore::joint_sinkhorn and joint_sinkhorn_packed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from guardcore import reference
+from guardcore.ops import checks, gradient
+from guardcore.ops.registration import MARGINALS, OPTIONS, Operator, empty, register
+
+_RESULTS = ("group_mass", "group_cost", "iterations", "marginal_error")
+_BANK = f"Tensor prototypes, Tensor group, {MARGINALS}, int num_groups, {OPTIONS}"
+
+
+class JointOutput(NamedTuple):
+    """Shares of B items' patches in G groups; float32 but for `iterations`, without gradients.
+
+    group_mass[B, G, N]: share of patch n's mass on group g, 0 ... 1, sums to 1 over g. group_cost[B, G, N]: the cost of
+    that share. iterations[B] int32. marginal_error[B]: L1 error of the plan's row sums. Packed calls have [G, T].
+    """
+
+    group_mass: Tensor
+    group_cost: Tensor
+    iterations: Tensor
+    marginal_error: Tensor
+
+
+def joint_sinkhorn(
+    patches: Tensor,
+    prototypes: Tensor,
+    group: Tensor,
+    patch_weights: Tensor | None = None,
+    prototype_weights: Tensor | None = None,
+    *,
+    num_groups: int,
+    epsilon: float = 0.05,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    relaxation: float | None = None,
+) -> JointOutput:
+    """One transport problem per item over the prototypes of all groups, which compete for its patches.
+
+    patches: [B, N, D]. prototypes: [M, D], M to 1024 on a GPU. group: [M] int32 or int64 in 0 ... num_groups - 1
+    (ValueError on the CPU). Weights [B, N] and [M]; a prototype of weight 0 gets no mass. Options as in `sinkhorn`:
+    relaxation 0 is a softmax over the prototypes with temperature epsilon and prior prototype_weights, None the
+    balanced plan. Inference only: backward raises NotImplementedError.
+    """
+    options = (num_groups, epsilon, max_iterations, tolerance, relaxation)
+    checks.check_joint(patches, prototypes, group, patch_weights, prototype_weights, *options)
+    checks.check_group_values(group, num_groups)
+    weights = checks.admit_weights(patches, prototypes, patch_weights, prototype_weights)
+    return JointOutput(*torch.ops.guardcore.joint_sinkhorn(patches, prototypes, group.long(), *weights, *options))
+
+
+def joint_sinkhorn_packed(
+    patches: Tensor,
+    cu_seqlens: Tensor,
+    prototypes: Tensor,
+    group: Tensor,
+    patch_weights: Tensor | None = None,
+    prototype_weights: Tensor | None = None,
+    *,
+    num_groups: int,
+    epsilon: float = 0.05,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    relaxation: float | None = None,
+) -> JointOutput:
+    """`joint_sinkhorn` for items of different lengths, laid out as in `sinkhorn_packed`; results have shape [G, T]."""
+    options = (num_groups, epsilon, max_iterations, tolerance, relaxation)
+    checks.check_joint(patches, prototypes, group, patch_weights, prototype_weights, *options, cu_seqlens=cu_seqlens)
+    checks.check_offset_values(cu_seqlens, patches)
+    checks.check_group_values(group, num_groups)
+    weights = checks.admit_weights(patches, prototypes, patch_weights, prototype_weights, cu_seqlens)
+    tensors = (patches, cu_seqlens, prototypes, group.long())
+    return JointOutput(*torch.ops.guardcore.joint_sinkhorn_packed(*tensors, *weights, *options))
+
+
+def _fake(patches: Tensor, prototypes: Tensor, group: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    checks.check_joint(patches, prototypes, group, *rest)
+    (B, N, _), G = patches.shape, rest[2]
+    return _empty_shares(patches, (B, G, N), (B,))
+
+
+def _packed_fake(
+    patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor, group: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    checks.check_joint(patches, prototypes, group, *rest, cu_seqlens=cu_seqlens)
+    return _empty_shares(patches, (rest[2], patches.shape[0]), (cu_seqlens.shape[0] - 1,))
+
+
+def _empty_shares(like: Tensor, per_patch: Any, items: Any) -> tuple[Tensor, ...]:
+    return empty(like, (per_patch, per_patch, items, items), integers=frozenset({2}))
+
+
+register(
+    Operator(
+        name="joint_sinkhorn",
+        inputs=f"Tensor patches, {_BANK}",
+        outputs=_RESULTS,
+        definition=reference.joint_sinkhorn,
+        kernels="joint_sinkhorn",
+        fake=_fake,
+        autograd=gradient.INFERENCE_ONLY,
+    )
+)
+register(
+    Operator(
+        name="joint_sinkhorn_packed",
+        inputs=f"Tensor patches, Tensor cu_seqlens, {_BANK}",
+        outputs=_RESULTS,
+        definition=reference.joint_sinkhorn_packed,
+        kernels="joint_sinkhorn",
+        fake=_packed_fake,
+        autograd=gradient.INFERENCE_ONLY,
+    )
+)

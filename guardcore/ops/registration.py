@@ -1,0 +1,101 @@
+"""How an operator reaches torch's dispatcher: schema, definition, GPU launcher, fake and autograd."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MARGINALS = "Tensor? patch_weights, Tensor? prototype_weights"
+OPTIONS = "float epsilon, int max_iterations, float tolerance, float? relaxation"
+
+_LIBRARY: Any = torch.library.Library("guardcore", "DEF")  # type: ignore[no-untyped-call]
+_REGISTERED: list[str] = []
+
+
+class Operator(NamedTuple):
+    """What makes `guardcore::<name>`; every callable takes the schema's positional arguments.
+
+    inputs: the schema's arguments. outputs: names of the tensors returned. definition: runs on devices without a
+    kernel. kernels: the module of guardcore.triton_kernels that has the launcher <name>. fake: checks the arguments
+    and returns empty results. autograd: (what backward needs, backward), see `guardcore.ops.gradient`.
+    """
+
+    name: str
+    inputs: str
+    outputs: tuple[str, ...]
+    definition: Callable[..., tuple[Tensor, ...]]
+    kernels: str
+    fake: Callable[..., tuple[Tensor, ...]]
+    autograd: tuple[Callable[..., None], Callable[..., Any]]
+
+    @property
+    def schema(self) -> str:
+        """The operator in torch's schema language."""
+        return f"{self.name}({self.inputs}) -> ({', '.join(f'Tensor {name}' for name in self.outputs)})"
+
+
+def register(operator: Operator) -> None:
+    """Make torch.ops.guardcore.<name>. The C++ kernels of guardcore._C join when that library is loaded."""
+    name, setup_context, backward = operator.name, *operator.autograd
+    _LIBRARY.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, _definition(operator.definition), "CompositeExplicitAutograd")  # devices without a kernel
+    if importlib.util.find_spec("triton") is not None:
+        _LIBRARY.impl(name, triton_launcher(operator.kernels, name), "CUDA")
+    torch.library.register_fake(f"guardcore::{name}", operator.fake, lib=_LIBRARY)
+    torch.library.register_autograd(f"guardcore::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    _REGISTERED.append(name)
+
+
+def registered() -> tuple[str, ...]:
+    """Names of the operators, in the order of their registration."""
+    return tuple(_REGISTERED)
+
+
+def load_kernels() -> None:
+    """Load the C++ kernels. Not built is a state that the first call and `guardcore doctor` show; broken raises."""
+    if importlib.util.find_spec("guardcore._C") is not None:
+        importlib.import_module("guardcore._C")
+
+
+def triton_launcher(module: str, name: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The launcher guardcore.triton_kernels.<module>.<name>, imported at its first call: triton is heavy."""
+
+    def launch(*args: Any) -> tuple[Tensor, ...]:
+        kernels = importlib.import_module(f"guardcore.triton_kernels.{module}")
+        if name.endswith("_packed"):  # these kernels read int32 offsets
+            args = (args[0], args[1].to(torch.int32), *args[2:])
+        return tuple(getattr(kernels, name)(*args))
+
+    return launch
+
+
+def empty(like: Tensor, shapes: tuple[Any, ...], integers: frozenset[int]) -> tuple[Tensor, ...]:
+    """Uninitialized tensors on the device of `like`, int32 at the positions `integers` and float32 elsewhere."""
+    dtypes = (torch.int32 if i in integers else torch.float32 for i in range(len(shapes)))
+    return tuple(like.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+
+
+def _definition(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    def run(patches: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        _say_not_built(patches.device.type)
+        return tuple(function(patches, *rest))
+
+    return run
+
+
+@functools.cache
+def _say_not_built(device: str) -> None:
+    what = "C++ kernels are not built" if device == "cpu" else f"kernels do not cover {device}"
+    warnings.warn(
+        f"guardcore's {what}: {device} tensors run the plain PyTorch definitions, many times slower. "
+        "`guardcore doctor` says what is missing and how to get it.",
+        UserWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,143 @@
+"""Entropic transport of items to categories, one problem a pair: guardcore::sinkhorn and sinkhorn_packed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from guardcore import reference
+from guardcore.ops import checks, gradient
+from guardcore.ops.registration import MARGINALS, OPTIONS, Operator, empty, register
+
+_RESULTS = ("distance", "patch_cost", "patch_score", "objective", "iterations", "marginal_error")
+_POTENTIALS = ("f", "g")  # for backward
+
+
+class SinkhornOutput(NamedTuple):
+    """Transport of B items to C categories; float32 but for `iterations`. Only `objective` carries a gradient, by
+    patches and prototypes; it is the plan's, so exact at convergence and off by about the marginal error before.
+
+    distance[B, C]: <T, C>, the transport cost, 0 ... 2. patch_cost[B, C, N]: sum_m T_nm C_nm, sums to distance over n.
+    patch_score[B, C, N]: patch_cost over the plan's row sum, by the conditional plan and so defined at zero weight too;
+    min_m C_nm <= patch_score <= 2. objective[B, C]: the dual value, a lower bound of <T, C> + epsilon KL(T || a b^T).
+    iterations[B, C] int32. marginal_error[B, C]: L1 error of the plan's row sums.
+    Packed calls have [C, T] in place of [B, C, N].
+    """
+
+    distance: Tensor
+    patch_cost: Tensor
+    patch_score: Tensor
+    objective: Tensor
+    iterations: Tensor
+    marginal_error: Tensor
+
+
+def sinkhorn(
+    patches: Tensor,
+    prototypes: Tensor,
+    patch_weights: Tensor | None = None,
+    prototype_weights: Tensor | None = None,
+    *,
+    epsilon: float = 0.05,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    relaxation: float | None = None,
+) -> SinkhornOutput:
+    """Entropic optimal transport between every item's patches and every category's prototypes.
+
+    min_T <T, C> + epsilon KL(T || a b^T) with row sums a and column sums b, C_nm = 1 - cos(patch n, prototype m).
+
+    Args:
+        patches: [B, N, D] float32, bfloat16 or float16; need not be unit length; a zero vector has cosine 0.
+        prototypes: [C, M, D], same dtype and device.
+        patch_weights: [B, N] >= 0, divided by their sum; None is uniform.
+        prototype_weights: [C, M] >= 0, divided by their sum; None is uniform.
+        epsilon: entropy weight >= 1e-6, in units of the cost.
+        max_iterations: bound on iterations (a row, then a column update each), >= 1.
+        tolerance: a problem stops when its L1 row-marginal error is at most this; 0 means exactly max_iterations.
+        relaxation: None for an exact prototype marginal; a number rho >= 0 puts rho KL(T^T 1 || b) in its place.
+
+    Returns:
+        SinkhornOutput. A NaN or inf in an item, or weights without mass, give NaN for that item alone.
+
+    Raises:
+        NotImplementedError: a weight that requires a gradient; a tangent (forward-mode derivatives, not looked for
+            in compiled programs).
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, device or option; on the CPU a negative or non-finite weight (NaN on CUDA).
+
+    Source: Cuturi 2013 (arXiv 1306.0895), equation 2; relaxed: Chizat et al. 2018 (arXiv 1607.05816), section 3.
+    """
+    options = (epsilon, max_iterations, tolerance, relaxation)
+    checks.check_sinkhorn(patches, prototypes, patch_weights, prototype_weights, *options)
+    weights = checks.admit_weights(patches, prototypes, patch_weights, prototype_weights)
+    return SinkhornOutput(*torch.ops.guardcore.sinkhorn(patches, prototypes, *weights, *options)[:6])
+
+
+def sinkhorn_packed(
+    patches: Tensor,
+    cu_seqlens: Tensor,
+    prototypes: Tensor,
+    patch_weights: Tensor | None = None,
+    prototype_weights: Tensor | None = None,
+    *,
+    epsilon: float = 0.05,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    relaxation: float | None = None,
+) -> SinkhornOutput:
+    """`sinkhorn` for items of different lengths, without padding.
+
+    patches[T, D] and patch_weights[T] hold all items one after the other; item i owns the rows from cu_seqlens[i] to
+    cu_seqlens[i + 1] - 1. The B + 1 int32 or int64 offsets start at 0, do not decrease and end at T (ValueError on the
+    CPU, undefined on CUDA). patch_cost and patch_score have shape [C, T]. An empty item is NaN. All else is as in
+    `sinkhorn`.
+    """
+    options = (epsilon, max_iterations, tolerance, relaxation)
+    checks.check_sinkhorn(patches, prototypes, patch_weights, prototype_weights, *options, cu_seqlens=cu_seqlens)
+    checks.check_offset_values(cu_seqlens, patches)
+    weights = checks.admit_weights(patches, prototypes, patch_weights, prototype_weights, cu_seqlens)
+    return SinkhornOutput(*torch.ops.guardcore.sinkhorn_packed(patches, cu_seqlens, prototypes, *weights, *options)[:6])
+
+
+def _fake(patches: Tensor, prototypes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    checks.check_sinkhorn(patches, prototypes, *rest)
+    (B, N, _), (C, M, _) = patches.shape, prototypes.shape
+    return _empty_plan(patches, (B, C), (B, C, N), (B, C, M))
+
+
+def _packed_fake(patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    checks.check_sinkhorn(patches, prototypes, *rest, cu_seqlens=cu_seqlens)
+    T, B, (C, M, _) = patches.shape[0], cu_seqlens.shape[0] - 1, prototypes.shape
+    return _empty_plan(patches, (B, C), (C, T), (B, C, M))
+
+
+def _empty_plan(like: Tensor, pairs: Any, per_patch: Any, per_prototype: Any) -> tuple[Tensor, ...]:
+    shapes = (pairs, per_patch, per_patch, pairs, pairs, pairs, per_patch, per_prototype)
+    return empty(like, shapes, integers=frozenset({4}))
+
+
+register(
+    Operator(
+        name="sinkhorn",
+        inputs=f"Tensor patches, Tensor prototypes, {MARGINALS}, {OPTIONS}",
+        outputs=(*_RESULTS, *_POTENTIALS),
+        definition=reference.sinkhorn,
+        kernels="sinkhorn",
+        fake=_fake,
+        autograd=gradient.SINKHORN,
+    )
+)
+register(
+    Operator(
+        name="sinkhorn_packed",
+        inputs=f"Tensor patches, Tensor cu_seqlens, Tensor prototypes, {MARGINALS}, {OPTIONS}",
+        outputs=(*_RESULTS, *_POTENTIALS),
+        definition=reference.sinkhorn_packed,
+        kernels="sinkhorn",
+        fake=_packed_fake,
+        autograd=gradient.SINKHORN_PACKED,
+    )
+)
