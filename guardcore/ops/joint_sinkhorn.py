@@ -9,9 +9,14 @@ from torch import Tensor
 
 from guardcore import reference
 from guardcore.ops import checks, gradient
-from guardcore.ops.registration import MARGINALS, OPTIONS, Operator, empty, register
+from guardcore.ops.registration import MARGINALS, OPTIONS, Operator, Shape, register
 
-_RESULTS = ("group_mass", "group_cost", "iterations", "marginal_error")
+_RESULTS = {
+    "group_mass": torch.float32,
+    "group_cost": torch.float32,
+    "iterations": torch.int32,
+    "marginal_error": torch.float32,
+}
 _BANK = f"Tensor prototypes, Tensor group, {MARGINALS}, int num_groups, {OPTIONS}"
 
 
@@ -79,21 +84,18 @@ def joint_sinkhorn_packed(
     return JointOutput(*torch.ops.guardcore.joint_sinkhorn_packed(*tensors, *weights, *options))
 
 
-def _fake(patches: Tensor, prototypes: Tensor, group: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    checks.check_joint(patches, prototypes, group, *rest)
-    (B, N, _), G = patches.shape, rest[2]
-    return _empty_shares(patches, (B, G, N), (B,))
+def _shapes(patches: Tensor, *rest: Any) -> tuple[Shape, ...]:
+    (B, N, _), G = patches.shape, rest[4]  # after prototypes, group and their weights
+    return (B, G, N), (B, G, N), (B,), (B,)
 
 
-def _packed_fake(
-    patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor, group: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    checks.check_joint(patches, prototypes, group, *rest, cu_seqlens=cu_seqlens)
-    return _empty_shares(patches, (rest[2], patches.shape[0]), (cu_seqlens.shape[0] - 1,))
+def _packed_shapes(patches: Tensor, cu_seqlens: Tensor, *rest: Any) -> tuple[Shape, ...]:
+    T, B, G = patches.shape[0], cu_seqlens.shape[0] - 1, rest[4]
+    return (G, T), (G, T), (B,), (B,)
 
 
-def _empty_shares(like: Tensor, per_patch: Any, items: Any) -> tuple[Tensor, ...]:
-    return empty(like, (per_patch, per_patch, items, items), integers=frozenset({2}))
+def _check_packed(patches: Tensor, cu_seqlens: Tensor, *rest: Any) -> None:
+    checks.check_joint(patches, *rest, cu_seqlens=cu_seqlens)
 
 
 register(
@@ -103,7 +105,8 @@ register(
         outputs=_RESULTS,
         definition=reference.joint_sinkhorn,
         kernels="joint_sinkhorn",
-        fake=_fake,
+        check=checks.check_joint,
+        shapes=_shapes,
         autograd=gradient.INFERENCE_ONLY,
     )
 )
@@ -114,7 +117,8 @@ register(
         outputs=_RESULTS,
         definition=reference.joint_sinkhorn_packed,
         kernels="joint_sinkhorn",
-        fake=_packed_fake,
+        check=_check_packed,
+        shapes=_packed_shapes,
         autograd=gradient.INFERENCE_ONLY,
     )
 )

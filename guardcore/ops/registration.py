@@ -6,7 +6,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 MARGINALS = "Tensor? patch_weights, Tensor? prototype_weights"
 OPTIONS = "float epsilon, int max_iterations, float tolerance, float? relaxation"
 
+Shape = Sequence[int]
+
 _LIBRARY: Any = torch.library.Library("guardcore", "DEF")  # type: ignore[no-untyped-call]
 _REGISTERED: list[str] = []
 
@@ -22,23 +24,31 @@ _REGISTERED: list[str] = []
 class Operator(NamedTuple):
     """What makes `guardcore::<name>`; every callable takes the schema's positional arguments.
 
-    inputs: the schema's arguments. outputs: names of the tensors returned. definition: runs on devices without a
-    kernel. kernels: the module of guardcore.triton_kernels that has the launcher <name>. fake: checks the arguments
-    and returns empty results. autograd: (what backward needs, backward), see `guardcore.ops.gradient`.
+    inputs: the schema's arguments. outputs: the tensors returned and their dtypes. definition: runs on devices without
+    a kernel. kernels: the module of guardcore.triton_kernels that has the launcher <name>. check: raises TypeError or
+    ValueError at bad arguments, values apart. shapes: of the outputs. autograd: (what backward needs, backward), see
+    `guardcore.ops.gradient`.
     """
 
     name: str
     inputs: str
-    outputs: tuple[str, ...]
+    outputs: dict[str, torch.dtype]
     definition: Callable[..., tuple[Tensor, ...]]
     kernels: str
-    fake: Callable[..., tuple[Tensor, ...]]
+    check: Callable[..., None]
+    shapes: Callable[..., tuple[Shape, ...]]
     autograd: tuple[Callable[..., None], Callable[..., Any]]
 
     @property
     def schema(self) -> str:
         """The operator in torch's schema language."""
         return f"{self.name}({self.inputs}) -> ({', '.join(f'Tensor {name}' for name in self.outputs)})"
+
+    def fake(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """What torch needs to trace the operator: the checks, and results without values."""
+        self.check(*arguments)
+        shapes = zip(self.shapes(*arguments), self.outputs.values(), strict=True)
+        return tuple(arguments[0].new_empty(shape, dtype=dtype) for shape, dtype in shapes)
 
 
 def register(operator: Operator) -> None:
@@ -74,12 +84,6 @@ def triton_launcher(module: str, name: str) -> Callable[..., tuple[Tensor, ...]]
         return tuple(getattr(kernels, name)(*args))
 
     return launch
-
-
-def empty(like: Tensor, shapes: tuple[Any, ...], integers: frozenset[int]) -> tuple[Tensor, ...]:
-    """Uninitialized tensors on the device of `like`, int32 at the positions `integers` and float32 elsewhere."""
-    dtypes = (torch.int32 if i in integers else torch.float32 for i in range(len(shapes)))
-    return tuple(like.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
 
 
 def _definition(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:

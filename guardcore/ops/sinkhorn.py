@@ -9,10 +9,10 @@ from torch import Tensor
 
 from guardcore import reference
 from guardcore.ops import checks, gradient
-from guardcore.ops.registration import MARGINALS, OPTIONS, Operator, empty, register
+from guardcore.ops.registration import MARGINALS, OPTIONS, Operator, Shape, register
 
-_RESULTS = ("distance", "patch_cost", "patch_score", "objective", "iterations", "marginal_error")
-_POTENTIALS = ("f", "g")  # for backward
+_NAMES = ("distance", "patch_cost", "patch_score", "objective", "iterations", "marginal_error", "f", "g")
+_RESULTS = dict.fromkeys(_NAMES, torch.float32) | {"iterations": torch.int32}  # the potentials f, g are for backward
 
 
 class SinkhornOutput(NamedTuple):
@@ -102,31 +102,33 @@ def sinkhorn_packed(
     return SinkhornOutput(*torch.ops.guardcore.sinkhorn_packed(patches, cu_seqlens, prototypes, *weights, *options)[:6])
 
 
-def _fake(patches: Tensor, prototypes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    checks.check_sinkhorn(patches, prototypes, *rest)
+def _shapes(patches: Tensor, prototypes: Tensor, *_options: Any) -> tuple[Shape, ...]:
     (B, N, _), (C, M, _) = patches.shape, prototypes.shape
-    return _empty_plan(patches, (B, C), (B, C, N), (B, C, M))
+    return _plan_shapes((B, C), (B, C, N), (B, C, M))
 
 
-def _packed_fake(patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    checks.check_sinkhorn(patches, prototypes, *rest, cu_seqlens=cu_seqlens)
+def _packed_shapes(patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor, *_options: Any) -> tuple[Shape, ...]:
     T, B, (C, M, _) = patches.shape[0], cu_seqlens.shape[0] - 1, prototypes.shape
-    return _empty_plan(patches, (B, C), (C, T), (B, C, M))
+    return _plan_shapes((B, C), (C, T), (B, C, M))
 
 
-def _empty_plan(like: Tensor, pairs: Any, per_patch: Any, per_prototype: Any) -> tuple[Tensor, ...]:
-    shapes = (pairs, per_patch, per_patch, pairs, pairs, pairs, per_patch, per_prototype)
-    return empty(like, shapes, integers=frozenset({4}))
+def _plan_shapes(pairs: Shape, per_patch: Shape, per_prototype: Shape) -> tuple[Shape, ...]:
+    return (pairs, per_patch, per_patch, pairs, pairs, pairs, per_patch, per_prototype)
+
+
+def _check_packed(patches: Tensor, cu_seqlens: Tensor, *rest: Any) -> None:
+    checks.check_sinkhorn(patches, *rest, cu_seqlens=cu_seqlens)
 
 
 register(
     Operator(
         name="sinkhorn",
         inputs=f"Tensor patches, Tensor prototypes, {MARGINALS}, {OPTIONS}",
-        outputs=(*_RESULTS, *_POTENTIALS),
+        outputs=_RESULTS,
         definition=reference.sinkhorn,
         kernels="sinkhorn",
-        fake=_fake,
+        check=checks.check_sinkhorn,
+        shapes=_shapes,
         autograd=gradient.SINKHORN,
     )
 )
@@ -134,10 +136,11 @@ register(
     Operator(
         name="sinkhorn_packed",
         inputs=f"Tensor patches, Tensor cu_seqlens, Tensor prototypes, {MARGINALS}, {OPTIONS}",
-        outputs=(*_RESULTS, *_POTENTIALS),
+        outputs=_RESULTS,
         definition=reference.sinkhorn_packed,
         kernels="sinkhorn",
-        fake=_packed_fake,
+        check=_check_packed,
+        shapes=_packed_shapes,
         autograd=gradient.SINKHORN_PACKED,
     )
 )
