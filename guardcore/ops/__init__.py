@@ -7,17 +7,27 @@ once. To force the definition, call it.
 
 from __future__ import annotations
 
-from guardcore.ops.joint_sinkhorn import JointOutput, joint_sinkhorn, joint_sinkhorn_packed
+from guardcore.ops.joint_sinkhorn import (
+    JointBuffers,
+    JointOutput,
+    joint_sinkhorn,
+    joint_sinkhorn_buffers,
+    joint_sinkhorn_packed,
+)
 from guardcore.ops.registration import load_kernels, registered
-from guardcore.ops.sinkhorn import SinkhornOutput, sinkhorn, sinkhorn_packed
+from guardcore.ops.sinkhorn import SinkhornBuffers, SinkhornOutput, sinkhorn, sinkhorn_buffers, sinkhorn_packed
 
 __all__ = [
     "OPS",
+    "JointBuffers",
     "JointOutput",
+    "SinkhornBuffers",
     "SinkhornOutput",
     "joint_sinkhorn",
+    "joint_sinkhorn_buffers",
     "joint_sinkhorn_packed",
     "sinkhorn",
+    "sinkhorn_buffers",
     "sinkhorn_packed",
 ]
 

@@ -88,7 +88,7 @@ def check_embeddings(patches: Tensor, patch_layout: str, prototypes: Tensor, pro
             raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}")
     if patches.dtype != prototypes.dtype:
         raise TypeError(f"prototypes must have the dtype of patches, {patches.dtype}, got {prototypes.dtype}")
-    _check_device("prototypes", prototypes, patches)
+    check_device("prototypes", prototypes, patches)
     if patches.shape[-1] != prototypes.shape[-1]:
         raise ValueError(f"prototypes must have the width of patches, {patches.shape[-1]}, got {prototypes.shape[-1]}")
     if patches.shape[-1] == 0:
@@ -111,7 +111,7 @@ def check_weights(
             raise ValueError(f"{name} must have shape {list(points.shape[:-1])}, got {list(weights.shape)}")
         if not weights.dtype.is_floating_point:
             raise TypeError(f"{name} must be floating point, got {weights.dtype}")
-        _check_device(name, weights, points)
+        check_device(name, weights, points)
 
 
 def check_offsets(cu_seqlens: Tensor | None, patches: Tensor) -> None:
@@ -127,9 +127,14 @@ def check_group(group: Tensor, prototypes: Tensor, num_groups: int) -> None:
     """Raise unless group has one integer for each of the prototypes[M, D] and num_groups is >= 1."""
     if group.shape != prototypes.shape[:1]:
         raise ValueError(f"group must have shape {list(prototypes.shape[:1])}, got {list(group.shape)}")
+    check_num_groups(num_groups)
+    _check_index("group", group, prototypes)
+
+
+def check_num_groups(num_groups: int) -> None:
+    """Raise ValueError unless num_groups is >= 1."""
     if num_groups < 1:
         raise ValueError(f"num_groups must be >= 1, got {num_groups}")
-    _check_index("group", group, prototypes)
 
 
 def admit_weights(
@@ -159,14 +164,14 @@ def check_derivatives(
     if torch.compiler.is_compiling():
         return
     for name, tensor in (("patches", patches), ("prototypes", prototypes), *weights):
-        if tensor is not None and _has_tangent(tensor):
+        if tensor is not None and has_tangent(tensor):
             raise NotImplementedError(f"{name} has a tangent, but forward-mode derivatives are not there; use backward")
 
 
 def check_values(patch_weights: Tensor | None, prototype_weights: Tensor | None) -> None:
     """Raise ValueError at a negative or non-finite weight, where values can be looked at."""
     for name, weights in (("patch_weights", patch_weights), ("prototype_weights", prototype_weights)):
-        if weights is None or not _readable(weights):
+        if weights is None or not readable(weights):
             continue
         bad = ~(weights.isfinite() & (weights >= 0))
         if bool(bad.any()):
@@ -176,7 +181,7 @@ def check_values(patch_weights: Tensor | None, prototype_weights: Tensor | None)
 
 def check_offset_values(cu_seqlens: Tensor, patches: Tensor) -> None:
     """Raise ValueError unless the offsets run from 0 to T without decreasing, where values can be looked at."""
-    if not _readable(cu_seqlens):
+    if not readable(cu_seqlens):
         return
     offsets = cu_seqlens.tolist()
     if offsets[0] != 0 or offsets[-1] != patches.shape[0] or offsets != sorted(offsets):
@@ -188,7 +193,7 @@ def check_offset_values(cu_seqlens: Tensor, patches: Tensor) -> None:
 
 def check_group_values(group: Tensor, num_groups: int) -> None:
     """Raise ValueError at a group outside 0 ... num_groups - 1, where values can be looked at."""
-    if not _readable(group):
+    if not readable(group):
         return
     bad = (group < 0) | (group >= num_groups)
     if bool(bad.any()):
@@ -220,15 +225,16 @@ def packed_items(cu_seqlens: Tensor, total: int) -> Tensor:
 def _check_index(name: str, index: Tensor, like: Tensor) -> None:
     if index.dtype not in _INDEX_DTYPES:
         raise TypeError(f"{name} must be int32 or int64, got {index.dtype}")
-    _check_device(name, index, like)
+    check_device(name, index, like)
 
 
-def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+def check_device(name: str, tensor: Tensor, like: Tensor) -> None:
+    """Raise ValueError unless the tensor is where another one is."""
     if tensor.device != like.device:
         raise ValueError(f"{name} must be on {like.device} like the other inputs, got {tensor.device}")
 
 
-def _readable(tensor: Tensor) -> bool:
+def readable(tensor: Tensor) -> bool:
     """True if values can be read without synchronizing a device or breaking a trace."""
     return (
         tensor.device.type == "cpu"
@@ -237,7 +243,8 @@ def _readable(tensor: Tensor) -> bool:
     )
 
 
-def _has_tangent(tensor: Tensor) -> bool:
+def has_tangent(tensor: Tensor) -> bool:
+    """True if forward-mode differentiation goes through this tensor."""
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 

@@ -130,7 +130,7 @@ def _setup_nothing(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _refuse(ctx: Any, *grads: Tensor | None) -> NoReturn:
-    raise NotImplementedError("guardcore::joint_sinkhorn is inference only; detach its inputs or use torch.no_grad()")
+    raise NotImplementedError("this operator is inference only; detach its inputs or use torch.no_grad()")
 
 
 SINKHORN = (_setup, _backward)

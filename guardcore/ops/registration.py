@@ -44,6 +44,11 @@ class Operator(NamedTuple):
         """The operator in torch's schema language."""
         return f"{self.name}({self.inputs}) -> ({', '.join(f'Tensor {name}' for name in self.outputs)})"
 
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The schema's arguments by name."""
+        return tuple(argument.split()[-1] for argument in self.inputs.split(", "))
+
     def fake(self, *arguments: Any) -> tuple[Tensor, ...]:
         """What torch needs to trace the operator: the checks, and results without values."""
         self.check(*arguments)
@@ -51,16 +56,34 @@ class Operator(NamedTuple):
         return tuple(arguments[0].new_empty(shape, dtype=dtype) for shape, dtype in shapes)
 
 
-def register(operator: Operator) -> None:
+def register(operator: Operator) -> Operator:
     """Make torch.ops.guardcore.<name>. The C++ kernels of guardcore._C join when that library is loaded."""
-    name, setup_context, backward = operator.name, *operator.autograd
-    _LIBRARY.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _definition(operator.definition), "CompositeExplicitAutograd")  # devices without a kernel
+    setup_context, backward = operator.autograd
+    define(
+        operator.schema,
+        {"CompositeExplicitAutograd": _definition(operator.definition)},  # devices without a kernel
+        {"CUDA": triton_launcher(operator.kernels, operator.name)},
+        fake=operator.fake,
+    )
+    torch.library.register_autograd(f"guardcore::{operator.name}", backward, setup_context=setup_context, lib=_LIBRARY)
+    _REGISTERED.append(operator.name)
+    return operator
+
+
+def define(
+    schema: str,
+    implementations: dict[str, Callable[..., Any]],
+    with_triton: dict[str, Callable[..., Any]],
+    fake: Callable[..., Any],
+) -> None:
+    """Give torch a schema, implementations by dispatch key, some of them only where triton is installed, and a fake."""
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     if importlib.util.find_spec("triton") is not None:
-        _LIBRARY.impl(name, triton_launcher(operator.kernels, name), "CUDA")
-    torch.library.register_fake(f"guardcore::{name}", operator.fake, lib=_LIBRARY)
-    torch.library.register_autograd(f"guardcore::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-    _REGISTERED.append(name)
+        implementations = implementations | with_triton
+    for key, function in implementations.items():
+        _LIBRARY.impl(name, function, key)
+    torch.library.register_fake(f"guardcore::{name}", fake, lib=_LIBRARY)
 
 
 def registered() -> tuple[str, ...]:

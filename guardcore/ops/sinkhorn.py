@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guardcore import reference
-from guardcore.ops import checks, gradient
+from guardcore.ops import buffers, checks, gradient
 from guardcore.ops.registration import MARGINALS, OPTIONS, Operator, Shape, register
 
 _NAMES = ("distance", "patch_cost", "patch_score", "objective", "iterations", "marginal_error", "f", "g")
@@ -34,6 +34,39 @@ class SinkhornOutput(NamedTuple):
     marginal_error: Tensor
 
 
+class SinkhornBuffers(NamedTuple):
+    """Where `sinkhorn` or `sinkhorn_packed` writes with out=: tensors from `sinkhorn_buffers`.
+
+    The fields of SinkhornOutput, the potentials f[B, C, N] ([C, T] packed) and g[B, C, M], and on a GPU a float32
+    workspace, whose content means nothing. A call overwrites all of it.
+    """
+
+    distance: Tensor
+    patch_cost: Tensor
+    patch_score: Tensor
+    objective: Tensor
+    iterations: Tensor
+    marginal_error: Tensor
+    f: Tensor
+    g: Tensor
+    workspace: Tensor | None = None
+
+
+def sinkhorn_buffers(patches: Tensor, prototypes: Tensor, *, cu_seqlens: Tensor | None = None) -> SinkhornBuffers:
+    """Allocate what `sinkhorn`, or with cu_seqlens `sinkhorn_packed`, writes for inputs of these shapes and this dtype.
+
+    Raises TypeError or ValueError where these functions would. The buffers serve any number of calls, one at a time.
+    """
+    checks.check_embeddings(patches, "B, N, D" if cu_seqlens is None else "T, D", prototypes, "C, M, D")
+    checks.check_offsets(cu_seqlens, patches)
+    if cu_seqlens is None:
+        results = buffers.allocate(SINKHORN, (patches, prototypes))
+    else:
+        results = buffers.allocate(SINKHORN_PACKED, (patches, cu_seqlens, prototypes))
+    workspace = buffers.workspace_for(SINKHORN, patches=patches, prototypes=prototypes, cu_seqlens=cu_seqlens)
+    return SinkhornBuffers._make((*results, workspace))
+
+
 def sinkhorn(
     patches: Tensor,
     prototypes: Tensor,
@@ -44,6 +77,7 @@ def sinkhorn(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     relaxation: float | None = None,
+    out: SinkhornBuffers | None = None,
 ) -> SinkhornOutput:
     """Entropic optimal transport between every item's patches and every category's prototypes.
 
@@ -58,20 +92,29 @@ def sinkhorn(
         max_iterations: bound on iterations (a row, then a column update each), >= 1.
         tolerance: a problem stops when its L1 row-marginal error is at most this; 0 means exactly max_iterations.
         relaxation: None for an exact prototype marginal; a number rho >= 0 puts rho KL(T^T 1 || b) in its place.
+        out: tensors to write into, from `sinkhorn_buffers`. On a GPU nothing is then allocated, and CUDA graphs can
+            capture the call. Inputs must be contiguous and weights float32. Inference only.
 
     Returns:
-        SinkhornOutput. A NaN or inf in an item, or weights without mass, give NaN for that item alone.
+        SinkhornOutput, of the tensors of `out` if given. A NaN or inf in an item, or weights without mass, give NaN for
+        that item alone.
 
     Raises:
         NotImplementedError: a weight that requires a gradient; a tangent (forward-mode derivatives, not looked for
             in compiled programs).
+        RuntimeError: a tensor that requires a gradient where `out` is given.
         TypeError: a wrong dtype.
-        ValueError: a wrong shape, device or option; on the CPU a negative or non-finite weight (NaN on CUDA).
+        ValueError: a wrong shape, device or option; memory that tensors of `out` share; on the CPU a negative or
+            non-finite weight (NaN on CUDA).
 
     Source: Cuturi 2013 (arXiv 1306.0895), equation 2; relaxed: Chizat et al. 2018 (arXiv 1607.05816), section 3.
     """
     options = (epsilon, max_iterations, tolerance, relaxation)
     checks.check_sinkhorn(patches, prototypes, patch_weights, prototype_weights, *options)
+    if out is not None:
+        checks.check_values(patch_weights, prototype_weights)
+        inputs = (patches, prototypes, patch_weights, prototype_weights, *options)
+        return SinkhornOutput(*buffers.write(SINKHORN, inputs, out)[:6])
     weights = checks.admit_weights(patches, prototypes, patch_weights, prototype_weights)
     return SinkhornOutput(*torch.ops.guardcore.sinkhorn(patches, prototypes, *weights, *options)[:6])
 
@@ -87,17 +130,22 @@ def sinkhorn_packed(
     max_iterations: int = 100,
     tolerance: float = 1e-4,
     relaxation: float | None = None,
+    out: SinkhornBuffers | None = None,
 ) -> SinkhornOutput:
     """`sinkhorn` for items of different lengths, without padding.
 
     patches[T, D] and patch_weights[T] hold all items one after the other; item i owns the rows from cu_seqlens[i] to
     cu_seqlens[i + 1] - 1. The B + 1 int32 or int64 offsets start at 0, do not decrease and end at T (ValueError on the
-    CPU, undefined on CUDA). patch_cost and patch_score have shape [C, T]. An empty item is NaN. All else is as in
-    `sinkhorn`.
+    CPU, undefined on CUDA). patch_cost and patch_score have shape [C, T]. An empty item is NaN. `out` is made with
+    cu_seqlens, which must be int32 then. All else is as in `sinkhorn`.
     """
     options = (epsilon, max_iterations, tolerance, relaxation)
     checks.check_sinkhorn(patches, prototypes, patch_weights, prototype_weights, *options, cu_seqlens=cu_seqlens)
     checks.check_offset_values(cu_seqlens, patches)
+    if out is not None:
+        checks.check_values(patch_weights, prototype_weights)
+        inputs = (patches, cu_seqlens, prototypes, patch_weights, prototype_weights, *options)
+        return SinkhornOutput(*buffers.write(SINKHORN_PACKED, inputs, out)[:6])
     weights = checks.admit_weights(patches, prototypes, patch_weights, prototype_weights, cu_seqlens)
     return SinkhornOutput(*torch.ops.guardcore.sinkhorn_packed(patches, cu_seqlens, prototypes, *weights, *options)[:6])
 
@@ -120,7 +168,7 @@ def _check_packed(patches: Tensor, cu_seqlens: Tensor, *rest: Any) -> None:
     checks.check_sinkhorn(patches, *rest, cu_seqlens=cu_seqlens)
 
 
-register(
+SINKHORN = register(
     Operator(
         name="sinkhorn",
         inputs=f"Tensor patches, Tensor prototypes, {MARGINALS}, {OPTIONS}",
@@ -132,7 +180,7 @@ register(
         autograd=gradient.SINKHORN,
     )
 )
-register(
+SINKHORN_PACKED = register(
     Operator(
         name="sinkhorn_packed",
         inputs=f"Tensor patches, Tensor cu_seqlens, Tensor prototypes, {MARGINALS}, {OPTIONS}",
@@ -144,3 +192,5 @@ register(
         autograd=gradient.SINKHORN_PACKED,
     )
 )
+for _operator in (SINKHORN, SINKHORN_PACKED):
+    buffers.register_out(_operator)
