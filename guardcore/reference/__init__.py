@@ -2,5 +2,16 @@
 
 from guardcore.reference.joint_sinkhorn import JointPlan, joint_sinkhorn, joint_sinkhorn_packed
 from guardcore.reference.sinkhorn import Plan, sinkhorn, sinkhorn_packed
+from guardcore.reference.sinkhorn_screen import Screen, sinkhorn_screen, sinkhorn_screen_packed
 
-__all__ = ["JointPlan", "Plan", "joint_sinkhorn", "joint_sinkhorn_packed", "sinkhorn", "sinkhorn_packed"]
+__all__ = [
+    "JointPlan",
+    "Plan",
+    "Screen",
+    "joint_sinkhorn",
+    "joint_sinkhorn_packed",
+    "sinkhorn",
+    "sinkhorn_packed",
+    "sinkhorn_screen",
+    "sinkhorn_screen_packed",
+]

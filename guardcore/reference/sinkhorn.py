@@ -76,13 +76,31 @@ def sinkhorn(
     dtype, patches, prototypes = result_dtype(patches), working(patches), working(prototypes)
     a = simplex(patch_weights, patches)[:, None, :]  # [B, 1, N]
     b = simplex(prototype_weights, prototypes)  # [C, M]
+    plan = plan_of(cosine_cost(patches, prototypes), a, b, epsilon, max_iterations, tolerance, relaxation)
+    return Plan(*(rounded(field, dtype) for field in plan))
+
+
+def cosine_cost(patches: Tensor, prototypes: Tensor) -> Tensor:
+    """C[b, c, n, m] = 1 - cos(patch n of item b, prototype m of category c): [B, N, D], [C, M, D] -> [B, C, N, M]."""
     with full_precision(patches.device):
-        cost = 1 - torch.einsum("bnd,cmd->bcnm", unit_rows(patches), unit_rows(prototypes))
+        return 1 - torch.einsum("bnd,cmd->bcnm", unit_rows(patches), unit_rows(prototypes))
+
+
+def plan_of(
+    cost: Tensor,
+    a: Tensor,
+    b: Tensor,
+    epsilon: float,
+    max_iterations: int,
+    tolerance: float,
+    relaxation: float | None,
+) -> Plan:
+    """Solve cost[B, C, N, M] with the marginals a[B, 1, N] and b[C, M], in their dtype."""
     dual = solve(cost, a, b, epsilon, max_iterations, tolerance, relaxation)
     row_sum = a * ((dual.f - dual.f_next) / epsilon).exp()  # [B, C, N]
     patch_score = (conditional_plan(cost, b, dual, epsilon) * cost).sum(-1)
     patch_cost = row_sum * patch_score
-    plan = Plan(
+    return Plan(
         distance=patch_cost.sum(-1).masked_fill(dual.marginal_error.isnan(), torch.nan),  # an empty sum is no distance
         patch_cost=patch_cost,
         patch_score=patch_score,
@@ -92,7 +110,6 @@ def sinkhorn(
         f=dual.f,
         g=dual.g,
     )
-    return Plan(*(rounded(field, dtype) for field in plan))
 
 
 def sinkhorn_packed(
