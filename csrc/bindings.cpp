@@ -2,7 +2,7 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
-#include "kernels/isa.h"
+#include "kernels/table.h"
 #include "operators.h"
 
 STABLE_TORCH_LIBRARY_IMPL(guardcore, CPU, m) {
@@ -14,7 +14,7 @@ STABLE_TORCH_LIBRARY_IMPL(guardcore, CPU, m) {
 
 namespace {
 
-PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(guardcore::isa_name()); }
+PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(guardcore::kernels().name); }
 
 PyMethodDef methods[] = {{"isa", isa, METH_NOARGS, "Name the instruction set that the kernels run on."}, {}};
 

@@ -1,6 +1,4 @@
 // guardcore::joint_sinkhorn and guardcore::joint_sinkhorn_packed on the CPU.
-#include "kernels/joint_sinkhorn.h"
-
 #include <limits>
 
 #include "operators.h"
@@ -39,31 +37,27 @@ JointResult run(const Tensor& patches, const std::optional<Tensor>& cu_seqlens, 
   const Patches items(patches, cu_seqlens, patch_weights);
   const Prototypes bank(prototypes, prototype_weights);
   const std::vector<int64_t> groups = kept_groups(group, bank, num_groups);
-  const int64_t width = patches.size(patches.dim() - 1);
   const bool packed = cu_seqlens.has_value();
   const auto shape = packed ? std::vector<int64_t>{num_groups, items.total()}
                             : std::vector<int64_t>{items.items(), num_groups, patches.size(1)};
   const Tensor group_mass = empty_like_on_cpu(patches, shape), group_cost = empty_like_on_cpu(patches, shape);
   const Tensor iterations = empty_like_on_cpu(patches, {items.items()}, ScalarType::Int);
   const Tensor marginal_error = empty_like_on_cpu(patches, {items.items()});
-  torch::stable::parallel_for(0, items.items(), 1, [&](int64_t first, int64_t last) {
-    Workspace w(items.longest(), bank.capacity());
-    for (int64_t item = first; item < last; ++item) {
-      const int64_t row_stride = packed ? items.total() : items.count(item);
-      const int64_t offset = items.start(item) * (packed ? 1 : num_groups);
-      float* mass = group_mass.mutable_data_ptr<float>() + offset;
-      float* cost = group_cost.mutable_data_ptr<float>() + offset;
-      const bool sound = items.sound(item) && bank.sound(0);
-      if (sound) {
-        const Problem q = solve_pair(items, item, bank, 0, width, options, w);
-        group_shares(q, w, groups.data(), num_groups, mass, cost, row_stride);
-      } else {
-        fill_unsound(mass, cost, num_groups, items.count(item), row_stride);
-      }
-      iterations.mutable_data_ptr<int32_t>()[item] = sound ? w.iterations : 0;
-      marginal_error.mutable_data_ptr<float>()[item] =
-          sound ? w.marginal_error : std::numeric_limits<float>::quiet_NaN();
+  for_each_task(items, bank, [&](int64_t item, bool item_sound, int64_t, int64_t, Workspace& w) {
+    const int64_t row_stride = packed ? items.total() : items.count(item);
+    const int64_t offset = items.start(item) * (packed ? 1 : num_groups);
+    float* mass = group_mass.mutable_data_ptr<float>() + offset;
+    float* cost = group_cost.mutable_data_ptr<float>() + offset;
+    const bool sound = item_sound && bank.sound(0);
+    if (sound) {
+      const Problem q = cost_of_pair(items, item, bank, 0, options, w);
+      kernels().solve(q, w);
+      kernels().group_shares(q, w, groups.data(), num_groups, mass, cost, row_stride);
+    } else {
+      fill_unsound(mass, cost, num_groups, items.count(item), row_stride);
     }
+    iterations.mutable_data_ptr<int32_t>()[item] = sound ? w.iterations : 0;
+    marginal_error.mutable_data_ptr<float>()[item] = sound ? w.marginal_error : std::numeric_limits<float>::quiet_NaN();
   });
   return {group_mass, group_cost, iterations, marginal_error};
 }

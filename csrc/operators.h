@@ -1,4 +1,4 @@
-// The operators as the dispatcher sees them; schemas and meanings are in guardcore/ops.py.
+// The operators as the dispatcher sees them; schemas and meanings are in guardcore/ops/.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

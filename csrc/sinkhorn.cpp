@@ -1,6 +1,4 @@
 // guardcore::sinkhorn and guardcore::sinkhorn_packed on the CPU.
-#include "kernels/sinkhorn.h"
-
 #include <limits>
 #include <tuple>
 
@@ -69,18 +67,13 @@ void fill_unsound(const Slot& slot, int64_t patches, int64_t capacity) {
 void write_plan(const Slot& slot, const Problem& q, Workspace& w, const int64_t* origin, int64_t capacity,
                 std::optional<double> relaxation) {
   float* score = w.u;  // the scaling u is spent once the plan is solved
-  patch_scores(q, w, score);
-  double distance = 0;
-  for (int64_t n = 0; n < q.patches; ++n) {
-    slot.patch_score[n] = score[n];
-    slot.patch_cost[n] = w.mass[n] * score[n];
-    slot.f[n] = w.f[n];
-    distance += slot.patch_cost[n];
-  }
+  kernels().patch_scores(q, w, score);
+  std::copy(score, score + q.patches, slot.patch_score);
+  std::copy(w.f, w.f + q.patches, slot.f);
+  *slot.distance = static_cast<float>(kernels().patch_costs(q, w, score, slot.patch_cost));
   std::fill(slot.g, slot.g + capacity, 0.0f);  // a prototype without weight has no part in the plan
   for (int64_t m = 0; m < q.prototypes; ++m) slot.g[origin[m]] = w.g[m];
-  *slot.distance = static_cast<float>(distance);
-  *slot.objective = static_cast<float>(dual_value(q, w, !relaxation, relaxation.value_or(0)));
+  *slot.objective = static_cast<float>(kernels().dual_value(q, w, !relaxation, relaxation.value_or(0)));
   *slot.iterations = w.iterations;
   *slot.marginal_error = w.marginal_error;
 }
@@ -90,21 +83,20 @@ SinkhornResult run(const Tensor& patches, const std::optional<Tensor>& cu_seqlen
                    const Options& options, std::optional<double> relaxation) {
   const Patches items(patches, cu_seqlens, patch_weights);
   const Prototypes banks(prototypes, prototype_weights);
-  const int64_t width = patches.size(patches.dim() - 1), categories = banks.categories();
+  const int64_t categories = banks.categories();
   const bool packed = cu_seqlens.has_value();
   const auto per_patch = packed ? std::vector<int64_t>{categories, items.total()}
                                 : std::vector<int64_t>{items.items(), categories, patches.size(1)};
   const Output out(patches, items, banks, per_patch, packed);
-  torch::stable::parallel_for(0, items.items() * categories, 1, [&](int64_t first, int64_t last) {
-    Workspace w(items.longest(), banks.capacity());
-    for (int64_t pair = first; pair < last; ++pair) {
-      const int64_t item = pair / categories, category = pair % categories;
+  for_each_task(items, banks, [&](int64_t item, bool sound, int64_t first, int64_t last, Workspace& w) {
+    for (int64_t category = first; category < last; ++category) {
       const Slot slot = slot_of(out, items, item, category);
-      if (!items.sound(item) || !banks.sound(category)) {
+      if (!sound || !banks.sound(category)) {
         fill_unsound(slot, items.count(item), banks.capacity());
         continue;
       }
-      const Problem q = solve_pair(items, item, banks, category, width, options, w);
+      const Problem q = cost_of_pair(items, item, banks, category, options, w);
+      kernels().solve(q, w);
       write_plan(slot, q, w, banks.origin(category), banks.capacity(), relaxation);
     }
   });

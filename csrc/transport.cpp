@@ -2,15 +2,25 @@
 
 #include <algorithm>
 
-#include "kernels/cost.h"
-
 namespace guardcore {
 namespace {
 
-constexpr int64_t kRowsPerTask = 64;
+// weights / their sum, uniform for nullptr. Returns false if there is no mass. Weights are >= 0 and finite.
+inline bool simplex(const float* weights, float* shares, int64_t count) {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += weights ? weights[i] : 1.0;
+  for (int64_t i = 0; i < count; ++i) shares[i] = static_cast<float>((weights ? weights[i] : 1.0) / total);
+  return total > 0;
+}
 
-Tensor contiguous_float(const Tensor& tensor) {
-  return torch::stable::contiguous(torch::stable::to(tensor, ScalarType::Float));
+// The embeddings of a contiguous tensor, row by row.
+Rows rows_of(const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  const Element element = dtype == ScalarType::Float      ? Element::kFloat
+                          : dtype == ScalarType::BFloat16 ? Element::kBFloat16
+                                                          : Element::kHalf;
+  const int64_t width = tensor.size(tensor.dim() - 1);
+  return {tensor.const_data_ptr(), element, tensor.numel() / width, width};
 }
 
 // Weights as contiguous float32 of the given shape; raises at a negative or non-finite one.
@@ -21,7 +31,7 @@ std::optional<Tensor> checked_weights(const char* name, const std::optional<Tens
   const bool fits = weights->is_cpu() && (columns < 0 ? sizes.size() == 1 && sizes[0] == rows
                                                       : sizes.size() == 2 && sizes[0] == rows && sizes[1] == columns);
   STD_TORCH_CHECK(fits, name, " must be a CPU tensor with one weight for each point");
-  Tensor values = contiguous_float(*weights);
+  Tensor values = torch::stable::contiguous(torch::stable::to(*weights, ScalarType::Float));
   const float* value = values.const_data_ptr<float>();
   for (int64_t i = 0; i < values.numel(); ++i)
     STD_TORCH_CHECK(std::isfinite(value[i]) && value[i] >= 0, name, " must be finite and >= 0, got ", value[i]);
@@ -87,25 +97,23 @@ Tensor empty_like_on_cpu(const Tensor& like, std::vector<int64_t> shape, ScalarT
 }
 
 Patches::Patches(const Tensor& patches, const std::optional<Tensor>& cu_seqlens, const std::optional<Tensor>& weights)
-    : width_(patches.size(patches.dim() - 1)) {
+    : patches_(torch::stable::contiguous(patches)), rows_(rows_of(patches_)) {
   const bool packed = cu_seqlens.has_value();
   start_ = packed ? checked_offsets(*cu_seqlens, patches.size(0)) : even_offsets(patches.size(0), patches.size(1));
   const auto values = checked_weights("patch_weights", weights, patches.size(0), packed ? -1 : patches.size(1));
   const float* weight = values ? values->const_data_ptr<float>() : nullptr;
-  const Tensor rows = contiguous_float(patches);
-  const float* row = rows.const_data_ptr<float>();
-  unit_.reset(new float[total() * width_]);
-  std::vector<uint8_t> finite(total());
-  torch::stable::parallel_for(0, total(), kRowsPerTask, [&](int64_t first, int64_t last) {
-    for (int64_t t = first; t < last; ++t) finite[t] = unit_row(row + t * width_, unit_.get() + t * width_, width_);
-  });
   shares_.resize(total());
-  sound_.resize(items());
-  for (int64_t i = 0; i < items(); ++i) {
-    const bool mass = simplex(weight ? weight + start(i) : nullptr, shares_.data() + start(i), count(i));
-    sound_[i] =
-        mass && std::all_of(finite.begin() + start(i), finite.begin() + start_[i + 1], [](auto ok) { return ok; });
-  }
+  mass_.resize(items());
+  for (int64_t i = 0; i < items(); ++i)
+    mass_[i] = simplex(weight ? weight + start(i) : nullptr, shares_.data() + start(i), count(i));
+}
+
+bool Patches::load(int64_t item, Workspace& w) const {
+  const int64_t n = count(item);
+  if (!mass_[item]) return false;
+  std::copy(shares_.begin() + start(item), shares_.begin() + start(item) + n, w.a);
+  std::fill(w.a + n, w.a + padded(n), 0.0f);
+  return kernels().pack_panels(rows_.slice(start(item), n), w.panels, w.scratch);
 }
 
 int64_t Patches::longest() const {
@@ -121,26 +129,27 @@ Prototypes::Prototypes(const Tensor& prototypes, const std::optional<Tensor>& we
   const auto values = single ? checked_weights("prototype_weights", weights, capacity_, -1)
                              : checked_weights("prototype_weights", weights, categories, capacity_);
   const float* weight = values ? values->const_data_ptr<float>() : nullptr;
-  const Tensor rows = contiguous_float(prototypes);
-  const float* row = rows.const_data_ptr<float>();
-  unit_.reset(new float[categories * capacity_ * width_]);
+  const Tensor contiguous = torch::stable::contiguous(prototypes);
+  const Rows rows = rows_of(contiguous);
+  unit_.reset(new float[categories * capacity_ * prototype_stride(width_)]);
   shares_.resize(categories * capacity_);
   origin_.resize(categories * capacity_);
   count_.resize(categories);
   sound_.resize(categories);
   torch::stable::parallel_for(0, categories, 1, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c)
-      keep(c, row + c * capacity_ * width_, weight ? weight + c * capacity_ : nullptr);
+      keep(c, rows.slice(c * capacity_, capacity_), weight ? weight + c * capacity_ : nullptr);
   });
 }
 
-void Prototypes::keep(int64_t category, const float* rows, const float* weights) {
+void Prototypes::keep(int64_t category, const Rows& rows, const float* weights) {
   const int64_t base = category * capacity_;
-  float* unit = unit_.get() + base * width_;
+  float* unit = unit_.get() + base * prototype_stride(width_);
   bool sound = simplex(weights, shares_.data() + base, capacity_);
   int64_t kept = 0;
   for (int64_t m = 0; m < capacity_; ++m) {
-    sound &= unit_row(rows + m * width_, unit + kept * width_, width_);  // bad values count at weight 0 too
+    sound &= kernels().unit_rows(rows.slice(m, 1),
+                                 unit + kept * prototype_stride(width_));  // bad values count at weight 0 too
     const float share = shares_[base + m];
     shares_[base + kept] = share;
     origin_[base + kept] = m;
@@ -150,14 +159,14 @@ void Prototypes::keep(int64_t category, const float* rows, const float* weights)
   sound_[category] = sound;
 }
 
-Problem solve_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category, int64_t width,
-                   const Options& options, Workspace& w) {
-  const int64_t n = patches.count(item), stride = padded(n);
-  const Problem q{n, prototypes.count(category), stride, prototypes.shares(category), options};
-  std::copy(patches.shares(item), patches.shares(item) + n, w.a);
-  std::fill(w.a + n, w.a + stride, 0.0f);
-  cost_tile(patches.unit(item), n, prototypes.unit(category), q.prototypes, width, w.cost, stride);
-  solve(q, w);
+Problem cost_of_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,
+                     const Options& options, Workspace& w) {
+  const Problem q(patches.count(item), prototypes.count(category), options);
+  const float* share = prototypes.shares(category);
+  std::copy(share, share + q.prototypes, w.b);
+  std::fill(w.b + q.prototypes, w.b + padded(q.prototypes), 0.0f);
+  kernels().cost_tile(w.panels, prototypes.unit(category), q.prototypes, patches.width(), w.cost, q.stride);
+  kernels().row_minima(q, w.cost, w.shift);
   return q;
 }
 

@@ -1,4 +1,4 @@
-// The host side that both transport operators share: checked, contiguous, normalized inputs.
+// The host side that the transport operators share: checked inputs, and the loop over items and categories.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -6,14 +6,15 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <vector>
 
-#include "kernels/normalize.h"
-#include "kernels/sinkhorn.h"
+#include "kernels/table.h"
 
 namespace guardcore {
 
@@ -30,7 +31,7 @@ void check_embeddings(const Tensor& patches, int64_t patch_dims, const Tensor& p
 
 Tensor empty_like_on_cpu(const Tensor& like, std::vector<int64_t> shape, ScalarType dtype = ScalarType::Float);
 
-// Items of patches, one after the other: unit rows [T, D] and shares [T] that sum to 1 within each item.
+// Items of patches, one after the other: their rows as given, and shares [T] that sum to 1 within each item.
 class Patches {
  public:
   // Dense [B, N, D] without offsets, packed [T, D] with cu_seqlens[B + 1].
@@ -38,20 +39,20 @@ class Patches {
 
   int64_t items() const { return static_cast<int64_t>(start_.size()) - 1; }
   int64_t total() const { return start_.back(); }
+  int64_t width() const { return rows_.width; }
   int64_t longest() const;
   int64_t start(int64_t item) const { return start_[item]; }
   int64_t count(int64_t item) const { return start_[item + 1] - start_[item]; }
-  // False for an item with a NaN or infinity or without mass: its results are NaN.
-  bool sound(int64_t item) const { return sound_[item]; }
-  const float* unit(int64_t item) const { return unit_.get() + start_[item] * width_; }
-  const float* shares(int64_t item) const { return shares_.data() + start_[item]; }
+  // The item's unit rows and shares, packed into w. False for an item with a NaN or infinity or without mass: its
+  // results are NaN.
+  bool load(int64_t item, Workspace& w) const;
 
  private:
-  int64_t width_;
+  Tensor patches_;  // keeps the rows alive
+  Rows rows_;
   std::vector<int64_t> start_;
-  std::unique_ptr<float[]> unit_;
   std::vector<float> shares_;
-  std::vector<uint8_t> sound_;
+  std::vector<uint8_t> mass_;
 };
 
 // Banks of prototypes [C, M, D], each reduced to its prototypes of nonzero weight.
@@ -63,13 +64,13 @@ class Prototypes {
   int64_t capacity() const { return capacity_; }
   int64_t count(int64_t category) const { return count_[category]; }
   bool sound(int64_t category) const { return sound_[category]; }
-  const float* unit(int64_t category) const { return unit_.get() + category * capacity_ * width_; }
+  const float* unit(int64_t category) const { return unit_.get() + category * capacity_ * prototype_stride(width_); }
   const float* shares(int64_t category) const { return shares_.data() + category * capacity_; }
   // Where each kept prototype stood in the input.
   const int64_t* origin(int64_t category) const { return origin_.data() + category * capacity_; }
 
  private:
-  void keep(int64_t category, const float* rows, const float* weights);
+  void keep(int64_t category, const Rows& rows, const float* weights);
 
   int64_t capacity_, width_;
   std::unique_ptr<float[]> unit_;
@@ -78,8 +79,32 @@ class Prototypes {
   std::vector<uint8_t> sound_;
 };
 
-// Cost tile and plan of one item against one bank, left in w.
-Problem solve_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category, int64_t width,
-                   const Options& options, Workspace& w);
+// Calls solve(item, sound, first category, last category, workspace), each pair once, from torch's threads. An item's
+// categories are cut into so many tasks that the threads have enough to share, and a thread that is done takes the next
+// one. Every pair is solved by one thread, so the numbers do not depend on who took it.
+template <class Solve>
+void for_each_task(const Patches& patches, const Prototypes& prototypes, Solve solve) {
+  const int64_t items = patches.items(), categories = prototypes.categories();
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t wanted = threads > 1 ? 8 * threads : 1;
+  const int64_t cuts = std::clamp<int64_t>((wanted + items - 1) / std::max<int64_t>(items, 1), 1, categories);
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, std::min(threads, items * cuts), 1, [&](int64_t, int64_t) {
+    std::optional<Workspace> w;
+    int64_t loaded = -1;
+    bool sound = false;
+    for (int64_t task = next++; task < items * cuts; task = next++) {
+      const int64_t item = task / cuts, cut = task % cuts;
+      if (!w) w.emplace(patches.longest(), prototypes.capacity(), patches.width());
+      if (item != loaded) sound = patches.load(item, *w);
+      loaded = item;
+      solve(item, sound, cut * categories / cuts, (cut + 1) * categories / cuts, *w);
+    }
+  });
+}
+
+// Cost tile and row minima of the loaded item against one bank, left in w.
+Problem cost_of_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,
+                     const Options& options, Workspace& w);
 
 }  // namespace guardcore

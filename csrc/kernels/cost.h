@@ -1,56 +1,95 @@
 // The cost tile of one transport problem: cost[m][n] = 1 - <x_n, p_m>, patches along the row.
+//
+// A matrix product whose accumulators stay in registers: R prototypes by V vectors of patches, one vector of patches
+// and one broadcast coordinate of a prototype per multiplication. Along the width it goes in chunks: the chunk of the
+// panels stays in the first-level cache, and sums of at most kDepth products keep the rounding error near 1e-8, where
+// one long chain would reach 1e-7.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "embedding.h"
 #include "isa.h"
+#include "vector.h"
 
-namespace guardcore {
+namespace guardcore::GUARDCORE_ISA {
 
-// Dot products of 4 x 4 unit rows. Sixteen named sums, each a vector of partial sums along d: they stay in registers,
-// and short partial sums keep the rounding error near 1e-8 where one long chain would reach 1e-7.
-GUARDCORE_INLINE void dot_4x4(const float* const* x, const float* const* p, int64_t width, float* out) {
-  const float* __restrict x0 = x[0];
-  const float* __restrict x1 = x[1];
-  const float* __restrict x2 = x[2];
-  const float* __restrict x3 = x[3];
-  const float* __restrict p0 = p[0];
-  const float* __restrict p1 = p[1];
-  const float* __restrict p2 = p[2];
-  const float* __restrict p3 = p[3];
-  float a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
-  float c0 = 0, c1 = 0, c2 = 0, c3 = 0, d0 = 0, d1 = 0, d2 = 0, d3 = 0;
-#pragma omp simd reduction(+ : a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3)
-  for (int64_t d = 0; d < width; ++d) {
-    a0 += p0[d] * x0[d], a1 += p0[d] * x1[d], a2 += p0[d] * x2[d], a3 += p0[d] * x3[d];
-    b0 += p1[d] * x0[d], b1 += p1[d] * x1[d], b2 += p1[d] * x2[d], b3 += p1[d] * x3[d];
-    c0 += p2[d] * x0[d], c1 += p2[d] * x1[d], c2 += p2[d] * x2[d], c3 += p2[d] * x3[d];
-    d0 += p3[d] * x0[d], d1 += p3[d] * x1[d], d2 += p3[d] * x2[d], d3 += p3[d] * x3[d];
-  }
-  const float sums[16] = {a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3};
-  std::copy(sums, sums + 16, out);
+constexpr int64_t kDepth = 128;  // products in one chain; sinkhorn_screen's rounding bound rests on it
+
+// Tallest tile of V vectors whose accumulators, patches and broadcast fit into the registers.
+constexpr int tile_rows(int vectors) {
+  const int rows = (kRegisters - vectors - 1) / vectors;
+  return rows < 12 ? rows : 12;
 }
 
-// cost[m * stride + n] for n < patches, m < prototypes; columns up to stride are set to 0.
-// Tiles that stick out of the problem repeat its last row and drop the surplus.
-GUARDCORE_CLONES
-static void cost_tile(const float* unit_patches, int64_t patches, const float* unit_prototypes, int64_t prototypes,
-                      int64_t width, float* cost, int64_t stride) {
-  for (int64_t m = 0; m < prototypes; m += 4) {
-    const float* p[4];
-    for (int64_t i = 0; i < 4; ++i) p[i] = unit_prototypes + std::min(m + i, prototypes - 1) * width;
-    for (int64_t n = 0; n < patches; n += 4) {
-      const float* x[4];
-      for (int64_t j = 0; j < 4; ++j) x[j] = unit_patches + std::min(n + j, patches - 1) * width;
-      float dots[16];
-      dot_4x4(x, p, width, dots);
-      for (int64_t i = 0; i < std::min<int64_t>(4, prototypes - m); ++i)
-        for (int64_t j = 0; j < std::min<int64_t>(4, patches - n); ++j)
-          cost[(m + i) * stride + n + j] = 1.0f - dots[4 * i + j];
+// What a chunk's sums become: stored, added to the stored ones, and after the last chunk subtracted from 1.
+struct Chunk {
+  int64_t depth;
+  bool first, last;
+};
+
+template <int V, int R>
+static void tile(const float* panels, const float* prototypes, int64_t width, Chunk chunk, float* cost,
+                 int64_t stride) {
+  const int64_t row = prototype_stride(width);
+  Vector sum[R][V] = {};
+  for (int64_t d = 0; d < chunk.depth; ++d) {
+    Vector x[V];
+    GUARDCORE_UNROLL
+    for (int j = 0; j < V; ++j) x[j] = load(panels + j * width * kWidth + d * kWidth);
+    GUARDCORE_UNROLL
+    for (int i = 0; i < R; ++i) {
+      GUARDCORE_UNROLL
+      for (int j = 0; j < V; ++j) sum[i][j] += prototypes[i * row + d] * x[j];
     }
   }
-  for (int64_t m = 0; m < prototypes; ++m) std::fill(cost + m * stride + patches, cost + (m + 1) * stride, 0.0f);
+  GUARDCORE_UNROLL
+  for (int i = 0; i < R; ++i) {
+    GUARDCORE_UNROLL
+    for (int j = 0; j < V; ++j) {
+      float* to = cost + i * stride + j * kWidth;
+      const Vector total = chunk.first ? sum[i][j] : load(to) + sum[i][j];
+      store(to, chunk.last ? 1.0f - total : total);
+    }
+  }
 }
 
-}  // namespace guardcore
+using Tile = void (*)(const float*, const float*, int64_t, Chunk, float*, int64_t);
+
+// tile<V, rows>, for a number of rows known at run time.
+template <int V, size_t... R>
+inline Tile tile_of(int64_t rows, std::index_sequence<R...>) {
+  static constexpr Tile tiles[] = {&tile<V, static_cast<int>(R) + 1>...};
+  return tiles[rows - 1];
+}
+
+// One group of V vectors of patches against all prototypes, chunk by chunk.
+template <int V>
+static void cost_columns(const float* panels, const float* prototypes, int64_t count, int64_t width, float* cost,
+                         int64_t stride) {
+  constexpr int kRows = tile_rows(V);
+  const int64_t tiles = (count + kRows - 1) / kRows;
+  for (int64_t d = 0; d < width; d += kDepth) {
+    const Chunk chunk{std::min(kDepth, width - d), d == 0, d + kDepth >= width};
+    for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal height: no small one is left over
+      const int64_t m = t * count / tiles, rows = (t + 1) * count / tiles - m;
+      const Tile run = tile_of<V>(rows, std::make_index_sequence<kRows>{});
+      run(panels + d * kWidth, prototypes + m * prototype_stride(width) + d, width, chunk, cost + m * stride, stride);
+    }
+  }
+}
+
+// cost[m * stride + n] for n < stride and m < prototypes; padded patches are zero vectors, of cost 1.
+static void cost_tile(const float* panels, const float* prototypes, int64_t count, int64_t width, float* cost,
+                      int64_t stride) {
+  const int64_t vectors = stride / kWidth;
+  for (int64_t first = 0; first < vectors;) {
+    const int64_t left = vectors - first, take = left == 1 || left == 3 ? left : 2;
+    const auto columns = take == 1 ? &cost_columns<1> : take == 2 ? &cost_columns<2> : &cost_columns<3>;
+    columns(panels + first * kWidth * width, prototypes, count, width, cost + first * kWidth, stride);
+    first += take;
+  }
+}
+
+}  // namespace guardcore::GUARDCORE_ISA

@@ -6,7 +6,7 @@
 
 #include "isa.h"
 
-namespace guardcore {
+namespace guardcore::GUARDCORE_ISA {
 
 GUARDCORE_INLINE int32_t bits_of(float x) {
   int32_t bits;
@@ -86,4 +86,4 @@ GUARDCORE_INLINE float power(float x, float y) {
   return exp_reduced(static_cast<float>((t - n) * 0.6931471805599453), shifted);
 }
 
-}  // namespace guardcore
+}  // namespace guardcore::GUARDCORE_ISA

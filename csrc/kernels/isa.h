@@ -1,42 +1,38 @@
-// One source, several instruction sets: a function marked GUARDCORE_CLONES is compiled for each, and the loader picks.
+// One source, several instruction sets. Each isa_*.cpp sets a target, a vector width and a register count and includes
+// every kernel once, in a namespace of its own; table.h picks one at run time.
+//
+// Explicit vectors need this: GCC lowers its vector extensions before it makes target clones, so a cloned function
+// would get SSE code for a 512-bit vector.
 #pragma once
 
 #include <cstdint>
 
-#if defined(__linux__)
-#include <features.h>  // __GLIBC__
+// Only with a compiler that knows the x86-64 levels, by name, in targets and in __builtin_cpu_supports.
+#if defined(__x86_64__) && \
+    ((defined(__clang__) && __clang_major__ >= 17) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 12))
+#define GUARDCORE_HAS_LEVELS 1
+#else
+#define GUARDCORE_HAS_LEVELS 0
 #endif
 
-// Needs the loader's indirect functions (glibc) and a compiler that knows the x86-64 levels; empty elsewhere.
-// Vectors must come from plain loops: GCC lowers its vector extensions before it makes the clones.
-// "unused" because not every file that includes a kernel calls it.
-#if defined(__x86_64__) && defined(__GLIBC__) && \
-    ((defined(__clang__) && __clang_major__ >= 17) || (!defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 12))
-#define GUARDCORE_HAS_CLONES 1
-#define GUARDCORE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"), unused))
+// A macro's pragma, so that a target can be given in each compiler's own way.
+#define GUARDCORE_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define GUARDCORE_TARGET(target_name) \
+  GUARDCORE_PRAGMA(clang attribute push(__attribute__((target(target_name))), apply_to = function))
+#define GUARDCORE_TARGET_END _Pragma("clang attribute pop")
 #else
-#define GUARDCORE_HAS_CLONES 0
-#define GUARDCORE_CLONES __attribute__((unused))
+#define GUARDCORE_TARGET(target_name) _Pragma("GCC push_options") GUARDCORE_PRAGMA(GCC target(target_name))
+#define GUARDCORE_TARGET_END _Pragma("GCC pop_options")
 #endif
 
 #define GUARDCORE_INLINE inline __attribute__((always_inline))
+#define GUARDCORE_UNROLL _Pragma("GCC unroll 16")  // Clang knows it by this name too
 
 namespace guardcore {
 
-// What the cloned functions run on here.
-inline const char* isa_name() {
-#if GUARDCORE_HAS_CLONES
-  // one feature of each level stands for it: the levels' own names are newer than the clones
-  if (__builtin_cpu_supports("avx512vl")) return "x86-64-v4 (AVX-512)";
-  if (__builtin_cpu_supports("avx2")) return "x86-64-v3 (AVX2, FMA)";
-  return "x86-64 (SSE2)";
-#else
-  return "compiler default";
-#endif
-}
-
-// Rows of a tile are padded to whole vectors of 16 floats.
+// Rows of a tile are padded to the widest vector of any instruction set, 16 floats.
 constexpr int64_t kLanes = 16;
-inline int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+constexpr int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 }  // namespace guardcore

@@ -3,8 +3,7 @@
 //   K_mn = exp((s_n - C_nm) / epsilon),  v_m = b_m exp(g_m / epsilon),  row_n = sum_m v_m K_mn,  u_n = a_n / row_n,
 //   column_m = sum_n u_n K_mn,  v_m = b_m column_m^-damping,  f_n = s_n - epsilon log row_n.
 //
-// One sweep over K makes row_n, u_n and column_m; the row error of the previous plan, sum_n |u_n row_n - a_n| with the
-// old u and the new row sums, comes for free.
+// One sweep over K makes row_n, u_n and column_m.
 #pragma once
 
 #include <algorithm>
@@ -16,127 +15,62 @@
 #include "elementary.h"
 #include "isa.h"
 #include "plan.h"
+#include "sweep.h"
 
-namespace guardcore {
+namespace guardcore::GUARDCORE_ISA {
 
-// shift_n = min_m cost[m][n] and kernel[m][n] = exp((shift_n - cost[m][n]) / epsilon).
-GUARDCORE_CLONES
-static void kernel_tile(const Problem& q, const float* cost, float* shift, float* kernel) {
-  const int64_t stride = q.stride;
-  const float rate = static_cast<float>(1.0 / q.options.epsilon);
-  std::copy(cost, cost + stride, shift);
+// shift[n] = min_m cost[m][n].
+static void row_minima(const Problem& q, const float* cost, float* __restrict shift) {
+  std::copy(cost, cost + q.stride, shift);
   for (int64_t m = 1; m < q.prototypes; ++m) {
-    const float* __restrict c = cost + m * stride;
+    const float* __restrict c = cost + m * q.stride;
 #pragma omp simd
-    for (int64_t n = 0; n < stride; ++n) shift[n] = c[n] < shift[n] ? c[n] : shift[n];
-  }
-  for (int64_t m = 0; m < q.prototypes; ++m) {
-    const float* __restrict c = cost + m * stride;
-    float* __restrict k = kernel + m * stride;
-#pragma omp simd
-    for (int64_t n = 0; n < stride; ++n) k[n] = exponential((shift[n] - c[n]) * rate);
+    for (int64_t n = 0; n < q.stride; ++n) shift[n] = c[n] < shift[n] ? c[n] : shift[n];
   }
 }
 
-// out[n] = sum_m v[m] tile[m][n] for first <= n < last.
-GUARDCORE_INLINE void combine_rows(const float* tile, const float* v, int64_t prototypes, int64_t stride, int64_t first,
-                                   int64_t last, float* __restrict out) {
-  std::fill(out + first, out + last, 0.0f);
-  int64_t m = 0;
-  for (; m + 4 <= prototypes; m += 4) {
-    const float* __restrict k0 = tile + m * stride;
-    const float* __restrict k1 = k0 + stride;
-    const float* __restrict k2 = k1 + stride;
-    const float* __restrict k3 = k2 + stride;
-    const float v0 = v[m], v1 = v[m + 1], v2 = v[m + 2], v3 = v[m + 3];
+// kernel[m][n] = exp((shift_n - cost[m][n]) / epsilon).
+static void kernel_tile(const Problem& q, const float* cost, const float* shift, float* kernel) {
+  const float rate = static_cast<float>(1.0 / q.options.epsilon);
+  q.for_each_block([&](int64_t first, int64_t columns, int64_t offset) {
+    for (int64_t m = 0; m < q.prototypes; ++m) {
+      const float* __restrict c = cost + m * q.stride + first;
+      const float* __restrict s = shift + first;
+      float* __restrict k = kernel + offset + m * columns;
 #pragma omp simd
-    for (int64_t n = first; n < last; ++n) out[n] += (v0 * k0[n] + v1 * k1[n]) + (v2 * k2[n] + v3 * k3[n]);
-  }
-  for (; m < prototypes; ++m) {
-    const float* __restrict k = tile + m * stride;
-#pragma omp simd
-    for (int64_t n = first; n < last; ++n) out[n] += v[m] * k[n];
-  }
-}
-
-// out[m] += sum_n u[n] tile[m][n] for first <= n < last.
-GUARDCORE_INLINE void combine_columns(const float* tile, const float* __restrict u, int64_t prototypes, int64_t stride,
-                                      int64_t first, int64_t last, float* __restrict out) {
-  int64_t m = 0;
-  for (; m + 4 <= prototypes; m += 4) {
-    const float* __restrict k0 = tile + m * stride;
-    const float* __restrict k1 = k0 + stride;
-    const float* __restrict k2 = k1 + stride;
-    const float* __restrict k3 = k2 + stride;
-    float t0 = 0, t1 = 0, t2 = 0, t3 = 0;
-#pragma omp simd reduction(+ : t0, t1, t2, t3)
-    for (int64_t n = first; n < last; ++n)
-      t0 += u[n] * k0[n], t1 += u[n] * k1[n], t2 += u[n] * k2[n], t3 += u[n] * k3[n];
-    out[m] += t0, out[m + 1] += t1, out[m + 2] += t2, out[m + 3] += t3;
-  }
-  for (; m < prototypes; ++m) {
-    const float* __restrict k = tile + m * stride;
-    float t = 0;
-#pragma omp simd reduction(+ : t)
-    for (int64_t n = first; n < last; ++n) t += u[n] * k[n];
-    out[m] += t;
-  }
-}
-
-struct Sweep {
-  float row_error;  // of the plan (old u, v)
-  float smallest_row, largest_u;
-};
-
-// One pass over the kernel tile, in blocks of columns that stay in the first-level cache between their two uses.
-GUARDCORE_CLONES
-static Sweep sweep(const Problem& q, const float* kernel, const float* a, const float* v, float* row, float* u,
-                   float* column, bool want_columns) {
-  constexpr int64_t kBlockFloats = 6144;  // 24 KB
-  const int64_t block = std::max<int64_t>(kLanes, kBlockFloats / q.prototypes / kLanes * kLanes);
-  float error = 0, smallest = std::numeric_limits<float>::infinity(), largest = 0;
-  std::fill(column, column + q.prototypes, 0.0f);
-  for (int64_t first = 0; first < q.stride; first += block) {
-    const int64_t last = std::min(first + block, q.stride);
-    combine_rows(kernel, v, q.prototypes, q.stride, first, last, row);
-#pragma omp simd reduction(+ : error) reduction(min : smallest) reduction(max : largest)
-    for (int64_t n = first; n < last; ++n) {
-      error += std::fabs(u[n] * row[n] - a[n]);
-      u[n] = a[n] / row[n];
-      smallest = row[n] < smallest ? row[n] : smallest;
-      largest = u[n] > largest ? u[n] : largest;
+      for (int64_t n = 0; n < columns; ++n) k[n] = exponential((s[n] - c[n]) * rate);
     }
-    if (want_columns) combine_columns(kernel, u, q.prototypes, q.stride, first, last, column);
-  }
-  return {error, smallest, largest};
+  });
 }
 
 // Entries of K below 1e-38 are lost. That is harmless while the sums they would join are larger, relatively, than this.
 constexpr float kLostShare = 1e-28f, kLargest = 1e30f;
 
-// v_m = b_m column_m^-damping. Returns the largest v, or infinity if a column sum is too small to trust.
-GUARDCORE_CLONES
-static float column_update(const Problem& q, const float* __restrict column, float largest_u, float* __restrict v) {
-  const float damping = static_cast<float>(q.options.damping);
-  const float* __restrict b = q.b;
-  float smallest = std::numeric_limits<float>::infinity(), largest = 0;
-#pragma omp simd reduction(min : smallest)
-  for (int64_t m = 0; m < q.prototypes; ++m) smallest = column[m] < smallest ? column[m] : smallest;
-  if (!(smallest > kLostShare * largest_u)) return std::numeric_limits<float>::infinity();
-  if (damping == 1.0f) {
-#pragma omp simd
-    for (int64_t m = 0; m < q.prototypes; ++m) v[m] = b[m] / column[m];
-  } else {
-#pragma omp simd
-    for (int64_t m = 0; m < q.prototypes; ++m) v[m] = b[m] * power(column[m], -damping);
+// v_m = b_m column_m^-damping, 0 where b is padded. Returns the largest v, or infinity if a column sum is too small to
+// trust.
+static float update_columns(const Problem& q, const float* b, const float* column, float largest_u, float* v) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Vector smallest = Vector{} + kInfinity, largest = {};
+  for (int64_t m = 0; m < q.prototypes; m += kWidth) {
+    const Vector share = load(b + m), sum = load(column + m);
+    const Vector next = share > 0 ? share / sum : Vector{};
+    smallest = smaller(smallest, share > 0 ? sum : smallest);
+    largest = larger(largest, next);
+    store(v + m, next);
   }
-#pragma omp simd reduction(max : largest)
-  for (int64_t m = 0; m < q.prototypes; ++m) largest = v[m] > largest ? v[m] : largest;
-  return largest;
+  if (!(fold<Smaller>(smallest) > kLostShare * largest_u)) return kInfinity;
+  const float damping = static_cast<float>(q.options.damping);
+  if (damping == 1.0f) return fold<Larger>(largest);
+  float most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t m = 0; m < q.prototypes; ++m) {
+    v[m] = b[m] * power(column[m], -damping);
+    most = v[m] > most ? v[m] : most;
+  }
+  return most;
 }
 
 // f, mass and per_row from the last two row updates.
-GUARDCORE_CLONES
 static void finish_rows(const Problem& q, Workspace& w) {
   const float* __restrict a = w.a;
   const float* __restrict shift = w.shift;
@@ -154,18 +88,19 @@ static void finish_rows(const Problem& q, Workspace& w) {
   }
 }
 
-// Solve in the kernel domain; false if the numbers leave the range where float32 loses nothing.
+// Solve in the kernel domain; w.cost, w.shift, w.a and w.b are set. False if the numbers leave the range where float32
+// loses nothing.
 inline bool solve_in_kernel_domain(const Problem& q, Workspace& w) {
   kernel_tile(q, w.cost, w.shift, w.kernel);
-  std::copy(q.b, q.b + q.prototypes, w.v);
+  std::copy(w.b, w.b + q.prototypes, w.v);
   std::fill(w.u, w.u + q.stride, 0.0f);
-  Sweep last = sweep(q, w.kernel, w.a, w.v, w.row, w.u, w.column, true);
+  Sweep last = sweep(q, w.kernel, w.a, w.v, w.row, w.u, w.lanes, w.column, true);
   if (!(last.smallest_row > kLostShare)) return false;  // v = b, at most 1
   for (int64_t iteration = 1;; ++iteration) {
-    const float largest_v = column_update(q, w.column, last.largest_u, w.v);
+    const float largest_v = update_columns(q, w.b, w.column, last.largest_u, w.v);
     if (!(largest_v < kLargest)) return false;
     const bool more = iteration < q.options.max_iterations;
-    last = sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.next_column, more);
+    last = sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, more);
     if (!(last.smallest_row > kLostShare * largest_v) || !(last.largest_u < kLargest)) return false;
     w.iterations = static_cast<int32_t>(iteration);
     w.marginal_error = last.row_error;
@@ -174,9 +109,10 @@ inline bool solve_in_kernel_domain(const Problem& q, Workspace& w) {
     std::swap(w.column, w.next_column);
   }
   finish_rows(q, w);
-  for (int64_t m = 0; m < q.prototypes; ++m)
-    w.g[m] = static_cast<float>(-q.options.epsilon * q.options.damping * std::log(static_cast<double>(w.column[m])));
+  const float rate = static_cast<float>(-q.options.epsilon * q.options.damping);
+#pragma omp simd
+  for (int64_t m = 0; m < q.prototypes; ++m) w.g[m] = rate * logarithm(w.column[m]);
   return true;
 }
 
-}  // namespace guardcore
+}  // namespace guardcore::GUARDCORE_ISA

@@ -12,7 +12,7 @@
 #include "isa.h"
 #include "plan.h"
 
-namespace guardcore {
+namespace guardcore::GUARDCORE_ISA {
 
 // Potentials, alone (f, g) and with their weight: l_n = f_n + epsilon log a_n, h_m = g_m + epsilon log b_m.
 struct LogPotentials {
@@ -24,7 +24,6 @@ struct LogPotentials {
 };
 
 // f_n = -epsilon log sum_m exp((h_m - C_nm) / epsilon).
-GUARDCORE_CLONES
 static void log_row_update(const Problem& q, const float* cost, const double* h, double* __restrict top,
                            float* __restrict sum, double* __restrict f) {
   const double rate = 1.0 / q.options.epsilon;
@@ -44,8 +43,8 @@ static void log_row_update(const Problem& q, const float* cost, const double* h,
 }
 
 // g_m = -epsilon damping log sum_n exp((l_n - C_nm) / epsilon).
-GUARDCORE_CLONES
-static void log_column_update(const Problem& q, const float* cost, const double* __restrict l, double* g, double* h) {
+static void log_column_update(const Problem& q, const float* cost, const float* b, const double* __restrict l,
+                              double* g, double* h) {
   const double epsilon = q.options.epsilon, rate = 1.0 / epsilon;
   for (int64_t m = 0; m < q.prototypes; ++m) {
     const float* __restrict c = cost + m * q.stride;
@@ -56,12 +55,11 @@ static void log_column_update(const Problem& q, const float* cost, const double*
 #pragma omp simd reduction(+ : sum)
     for (int64_t n = 0; n < q.stride; ++n) sum += exponential(static_cast<float>((l[n] - c[n] - top) * rate));
     g[m] = -q.options.damping * (top + epsilon * std::log(static_cast<double>(sum)));
-    h[m] = g[m] + epsilon * std::log(static_cast<double>(q.b[m]));
+    h[m] = g[m] + epsilon * std::log(static_cast<double>(b[m]));
   }
 }
 
 // mass_n = a_n exp((f_n - f'_n) / epsilon), the row sums; returns their L1 distance to a.
-GUARDCORE_CLONES
 static float log_row_error(const Problem& q, const float* __restrict a, const double* __restrict f,
                            const double* __restrict next_f, float* __restrict mass) {
   const double rate = 1.0 / q.options.epsilon;
@@ -75,15 +73,17 @@ static float log_row_error(const Problem& q, const float* __restrict a, const do
 }
 
 // The plan in the kernel domain's terms: kernel = p(m | n), v = per_row = 1.
-GUARDCORE_CLONES
 static void finish_log_domain(const Problem& q, const double* h, const double* __restrict next_f, Workspace& w) {
   const double rate = 1.0 / q.options.epsilon;
-  for (int64_t m = 0; m < q.prototypes; ++m) {
-    const float* __restrict c = w.cost + m * q.stride;
-    float* __restrict k = w.kernel + m * q.stride;
+  q.for_each_block([&](int64_t first, int64_t columns, int64_t offset) {
+    for (int64_t m = 0; m < q.prototypes; ++m) {
+      const float* __restrict c = w.cost + m * q.stride + first;
+      const double* __restrict f = next_f + first;
+      float* __restrict k = w.kernel + offset + m * columns;
 #pragma omp simd
-    for (int64_t n = 0; n < q.stride; ++n) k[n] = exponential(static_cast<float>((h[m] - c[n] + next_f[n]) * rate));
-  }
+      for (int64_t n = 0; n < columns; ++n) k[n] = exponential(static_cast<float>((h[m] - c[n] + f[n]) * rate));
+    }
+  });
   std::fill(w.v, w.v + q.prototypes, 1.0f);
   std::fill(w.per_row, w.per_row + q.stride, 1.0f);
 }
@@ -91,12 +91,12 @@ static void finish_log_domain(const Problem& q, const double* h, const double* _
 inline void solve_in_log_domain(const Problem& q, Workspace& w) {
   const double epsilon = q.options.epsilon;
   LogPotentials p(q);
-  for (int64_t m = 0; m < q.prototypes; ++m) p.h[m] = epsilon * std::log(static_cast<double>(q.b[m]));
+  for (int64_t m = 0; m < q.prototypes; ++m) p.h[m] = epsilon * std::log(static_cast<double>(w.b[m]));
   log_row_update(q, w.cost, p.h.data(), p.top.data(), p.sum.data(), p.f.data());
   for (int64_t iteration = 1;; ++iteration) {
     // log 0 = -infinity: a patch without weight drops out of every sum
     for (int64_t n = 0; n < q.stride; ++n) p.l[n] = p.f[n] + epsilon * std::log(static_cast<double>(w.a[n]));
-    log_column_update(q, w.cost, p.l.data(), p.g.data(), p.h.data());
+    log_column_update(q, w.cost, w.b, p.l.data(), p.g.data(), p.h.data());
     log_row_update(q, w.cost, p.h.data(), p.top.data(), p.sum.data(), p.next_f.data());
     w.iterations = static_cast<int32_t>(iteration);
     w.marginal_error = log_row_error(q, w.a, p.f.data(), p.next_f.data(), w.mass);
@@ -108,4 +108,4 @@ inline void solve_in_log_domain(const Problem& q, Workspace& w) {
   std::transform(p.g.begin(), p.g.end(), w.g, [](double g) { return static_cast<float>(g); });
 }
 
-}  // namespace guardcore
+}  // namespace guardcore::GUARDCORE_ISA

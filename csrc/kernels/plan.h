@@ -1,6 +1,7 @@
 // One transport problem and the memory it is solved in.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -17,10 +18,31 @@ struct Options {
   double tolerance;  // 0: exactly max_iterations
 };
 
-// Patches are padded to `stride` with weight 0 and cost 0; prototypes all have a weight > 0.
+// Patches are padded to `stride` with weight 0; prototypes all have a weight > 0.
+//
+// The kernel tile lies in blocks of columns, each [prototypes][its columns] in one piece: an iteration reads a block
+// twice, from the first-level cache the second time, and the prefetcher sees one stream.
 struct Problem {
-  int64_t patches, prototypes, stride;
-  const float* b;  // [prototypes]
+  Problem(int64_t patches, int64_t prototypes, const Options& options)
+      : patches(patches),
+        prototypes(prototypes),
+        stride(padded(patches)),
+        widest(std::max<int64_t>(1, kBlockFloats / (prototypes * kLanes)) * kLanes),
+        blocks((stride + widest - 1) / widest),
+        options(options) {}
+
+  // Calls visit(first column, number of columns, offset into the kernel tile) for blocks of nearly equal width.
+  template <class Visit>
+  GUARDCORE_INLINE void for_each_block(Visit visit) const {
+    for (int64_t i = 0, first = 0; i < blocks; ++i) {
+      const int64_t end = (i + 1) * (stride / kLanes) / blocks * kLanes;
+      visit(first, end - first, first * prototypes);
+      first = end;
+    }
+  }
+
+  static constexpr int64_t kBlockFloats = 7168;  // 28 KB
+  int64_t patches, prototypes, stride, widest, blocks;
   Options options;
 };
 
@@ -28,18 +50,26 @@ struct Problem {
 // p(m | n) = v[m] kernel[m][n] per_row[n], its mass (row sum of T) is mass[n].
 class Workspace {
  public:
-  Workspace(int64_t patches, int64_t prototypes) {
+  Workspace(int64_t patches, int64_t prototypes, int64_t width) {
     const int64_t n = padded(patches), m = padded(prototypes), tile = n * prototypes;
-    memory_.reset(new (std::align_val_t{64}) float[2 * tile + 8 * n + 4 * m]);
+    memory_.reset(
+        new (std::align_val_t{64}) float[n * width + kLanes * padded(width) + 2 * tile + 8 * n + (kLanes + 5) * m]);
     float* next = memory_.get();
+    panels = std::exchange(next, next + n * width);
+    scratch = std::exchange(next, next + kLanes * padded(width));
     for (float** array : {&cost, &kernel}) *array = std::exchange(next, next + tile);
     for (float** array : {&a, &shift, &row, &next_row, &u, &f, &mass, &per_row}) *array = std::exchange(next, next + n);
-    for (float** array : {&v, &g, &column, &next_column}) *array = std::exchange(next, next + m);
+    for (float** array : {&b, &v, &g, &column, &next_column}) *array = std::exchange(next, next + m);
+    lanes = next;
   }
 
-  float *cost, *kernel;                                        // [prototypes][stride]
+  float* panels;                                               // the item's unit patches, kWidth side by side
+  float* scratch;                                              // kLanes rows of embeddings
+  float* cost;                                                 // [prototypes][stride]
+  float* kernel;                                               // blocks of [prototypes][columns]
   float *a, *shift, *row, *next_row, *u, *f, *mass, *per_row;  // [stride]
-  float *v, *g, *column, *next_column;                         // [prototypes]
+  float *b, *v, *g, *column, *next_column;                     // [prototypes], padded with b = 0
+  float* lanes;                                                // [padded prototypes][kWidth], column sums lane by lane
   int32_t iterations = 0;
   float marginal_error = 0;
 

@@ -16,27 +16,29 @@
 #include "log_domain.h"
 #include "plan.h"
 
-namespace guardcore {
+namespace guardcore::GUARDCORE_ISA {
 
-// w.cost and w.a are set; leaves the plan in w.
-inline void solve(const Problem& q, Workspace& w) {
+// w.cost, w.shift and w.a are set; leaves the plan in w.
+static void solve(const Problem& q, Workspace& w) {
   if (!solve_in_kernel_domain(q, w)) solve_in_log_domain(q, w);
 }
 
 // score[n] = sum_m p(m | n) C_nm, patch n's mean cost under its conditional plan. Rounding must not take it below the
 // row's minimum: categories are cleared by that bound.
-GUARDCORE_CLONES
 static void patch_scores(const Problem& q, const Workspace& w, float* __restrict score) {
   const float* __restrict per_row = w.per_row;
   const float* __restrict shift = w.shift;
   std::fill(score, score + q.stride, 0.0f);
-  for (int64_t m = 0; m < q.prototypes; ++m) {
-    const float* __restrict k = w.kernel + m * q.stride;
-    const float* __restrict c = w.cost + m * q.stride;
-    const float v = w.v[m];
+  q.for_each_block([&](int64_t first, int64_t columns, int64_t offset) {
+    float* __restrict sum = score + first;
+    for (int64_t m = 0; m < q.prototypes; ++m) {
+      const float* __restrict k = w.kernel + offset + m * columns;
+      const float* __restrict c = w.cost + m * q.stride + first;
+      const float v = w.v[m];
 #pragma omp simd
-    for (int64_t n = 0; n < q.stride; ++n) score[n] += v * k[n] * c[n];
-  }
+      for (int64_t n = 0; n < columns; ++n) sum[n] += v * k[n] * c[n];
+    }
+  });
 #pragma omp simd
   for (int64_t n = 0; n < q.stride; ++n) {
     score[n] *= per_row[n];
@@ -44,15 +46,28 @@ static void patch_scores(const Problem& q, const Workspace& w, float* __restrict
   }
 }
 
+// cost[n] = mass[n] score[n]; returns the distance, their sum.
+static double patch_costs(const Problem& q, const Workspace& w, const float* __restrict score, float* __restrict cost) {
+  const float* __restrict mass = w.mass;
+  double distance = 0;
+#pragma omp simd reduction(+ : distance)
+  for (int64_t n = 0; n < q.patches; ++n) {
+    cost[n] = mass[n] * score[n];
+    distance += cost[n];
+  }
+  return distance;
+}
+
 // <a, f> + <b, g>, or with a relaxed marginal <a, f> + rho <b, 1 - exp(-g / rho)> - epsilon (sum T - 1).
-inline double dual_value(const Problem& q, const Workspace& w, bool balanced, double rho) {
+static double dual_value(const Problem& q, const Workspace& w, bool balanced, double rho) {
   double rows = 0, columns = 0, mass = 0;
+#pragma omp simd reduction(+ : rows, mass)
   for (int64_t n = 0; n < q.patches; ++n) rows += static_cast<double>(w.a[n]) * w.f[n], mass += w.mass[n];
   for (int64_t m = 0; m < q.prototypes; ++m) {
     const double g = w.g[m];
-    columns += q.b[m] * (balanced ? g : rho > 0 ? -rho * std::expm1(-g / rho) : 0.0);
+    columns += w.b[m] * (balanced ? g : rho > 0 ? -rho * std::expm1(-g / rho) : 0.0);
   }
   return rows + columns - (balanced ? 0.0 : q.options.epsilon * (mass - 1));
 }
 
-}  // namespace guardcore
+}  // namespace guardcore::GUARDCORE_ISA

@@ -1,0 +1,102 @@
+// Unit rows x / |x|, from any element type, in the two orders that the cost tile reads. A zero row stays zero.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "elementary.h"
+#include "embedding.h"
+#include "vector.h"
+
+namespace guardcore::GUARDCORE_ISA {
+
+GUARDCORE_INLINE float widen_bfloat16(uint16_t x) { return float_of(static_cast<int32_t>(uint32_t{x} << 16)); }
+
+// The exponent moves from a bias of 15 to one of 127 by a product that is exact, subnormals included.
+GUARDCORE_INLINE float widen_half(uint16_t x) {
+  const int32_t magnitude = (x & 0x7fff) << 13;
+  const float finite = float_of(magnitude) * 0x1p112f;
+  const int32_t bits = (x & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : bits_of(finite);
+  return float_of(bits | static_cast<int32_t>(uint32_t{x} >> 15 << 31));
+}
+
+// Row `index` as floats: where it lies, or widened into scratch[width].
+inline const float* float_row(const Rows& rows, int64_t index, float* __restrict scratch) {
+  if (rows.element == Element::kFloat) return static_cast<const float*>(rows.data) + index * rows.width;
+  const uint16_t* __restrict row = static_cast<const uint16_t*>(rows.data) + index * rows.width;
+  if (rows.element == Element::kBFloat16) {
+#pragma omp simd
+    for (int64_t d = 0; d < rows.width; ++d) scratch[d] = widen_bfloat16(row[d]);
+  } else {
+#pragma omp simd
+    for (int64_t d = 0; d < rows.width; ++d) scratch[d] = widen_half(row[d]);
+  }
+  return scratch;
+}
+
+// 1 / |x| in two factors: a power of two that brings the row near 1, so that no product leaves float's range, and the
+// rest.
+struct Scale {
+  float power, rest;
+  bool finite;
+};
+
+// The sum of squares is taken in double: no float's square leaves its range.
+inline Scale scale_of(const float* __restrict row, int64_t width) {
+  double squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t d = 0; d < width; ++d) squares += static_cast<double>(row[d]) * static_cast<double>(row[d]);
+  if (!std::isfinite(squares)) return {0, 0, false};
+  if (squares == 0) return {0, 0, true};
+  const double length = std::sqrt(squares);
+  const int exponent = std::clamp(std::ilogb(length), -126, 126);
+  return {static_cast<float>(std::ldexp(1.0, -exponent)), static_cast<float>(std::ldexp(1.0, exponent) / length), true};
+}
+
+// unit[i * prototype_stride + d] = row i / |row i|. False if a row holds a NaN or an infinity.
+static bool unit_rows(const Rows& rows, float* unit) {
+  bool sound = true;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    float* __restrict out = unit + i * prototype_stride(rows.width);
+    const float* row = float_row(rows, i, out);
+    const Scale scale = scale_of(row, rows.width);
+    sound &= scale.finite;
+#pragma omp simd
+    for (int64_t d = 0; d < rows.width; ++d) out[d] = row[d] * scale.power * scale.rest;
+  }
+  return sound;
+}
+
+// kWidth rows side by side, panel[d * kWidth + i] = row i at d: a vector holds one coordinate of kWidth patches.
+inline void interleave(const float* const* row, const Scale* scale, int64_t width, float* panel) {
+  int64_t d = 0;
+  for (; d + kWidth <= width; d += kWidth) {
+    Vector x[kWidth];
+    GUARDCORE_UNROLL
+    for (int i = 0; i < kWidth; ++i) x[i] = load(row[i] + d) * scale[i].power * scale[i].rest;
+    transpose(x);
+    GUARDCORE_UNROLL
+    for (int i = 0; i < kWidth; ++i) store(panel + (d + i) * kWidth, x[i]);
+  }
+  for (; d < width; ++d)
+    for (int i = 0; i < kWidth; ++i) panel[d * kWidth + i] = row[i][d] * scale[i].power * scale[i].rest;
+}
+
+// Panels of unit rows for all patches, zero rows up to padded(count); scratch holds kLanes rows. False as above.
+static bool pack_panels(const Rows& rows, float* panels, float* scratch) {
+  bool sound = true;
+  for (int64_t n = 0; n < padded(rows.count); n += kWidth) {
+    const float* row[kWidth];
+    Scale scale[kWidth];
+    for (int i = 0; i < kWidth; ++i) {
+      row[i] = float_row(rows, std::min(n + i, rows.count - 1), scratch + i * rows.width);
+      scale[i] = n + i < rows.count ? scale_of(row[i], rows.width) : Scale{0, 0, true};
+      sound &= scale[i].finite;
+    }
+    interleave(row, scale, rows.width, panels + n * rows.width);
+  }
+  return sound;
+}
+
+}  // namespace guardcore::GUARDCORE_ISA

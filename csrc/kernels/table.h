@@ -1,0 +1,34 @@
+// The kernels of one instruction set, as the operators call them, and the set that this machine runs.
+#pragma once
+
+#include <cstdint>
+
+#include "embedding.h"
+#include "plan.h"
+
+namespace guardcore {
+
+struct Kernels {
+  const char* name;
+  bool (*unit_rows)(const Rows& rows, float* unit);
+  bool (*pack_panels)(const Rows& rows, float* panels, float* scratch);
+  void (*cost_tile)(const float* panels, const float* prototypes, int64_t count, int64_t width, float* cost,
+                    int64_t stride);
+  void (*row_minima)(const Problem& q, const float* cost, float* shift);
+  void (*solve)(const Problem& q, Workspace& w);
+  void (*patch_scores)(const Problem& q, const Workspace& w, float* score);
+  double (*patch_costs)(const Problem& q, const Workspace& w, const float* score, float* cost);
+  double (*dual_value)(const Problem& q, const Workspace& w, bool balanced, double rho);
+  void (*group_shares)(const Problem& q, const Workspace& w, const int64_t* group, int64_t groups, float* mass,
+                       float* cost, int64_t row_stride);
+};
+
+extern const Kernels kernels_baseline;
+#if GUARDCORE_HAS_LEVELS
+extern const Kernels kernels_v3, kernels_v4;
+#endif
+
+// Of the widest instruction set of this machine, or of a lower one that GUARDCORE_CPU_LEVEL names (v3, baseline).
+const Kernels& kernels();
+
+}  // namespace guardcore
