@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make lint`, `make bench`: each installs what it needs into .venv first, once.
+# `make demo`, `make test`, `make sanitize`, `make lint`, `make bench`: each installs what it needs into .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h')
 PIP := $(BIN)/python -m pip install -qq
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-quick lint format bench clean
+.PHONY: demo test test-quick sanitize lint format bench bench-guard clean
 
 # Exit code 1 says that something is flagged, as some of these pictures are meant to be.
 demo: $(VENV)/.built
@@ -20,6 +20,10 @@ test: $(VENV)/.built $(VENV)/.extras
 test-quick: $(VENV)/.built $(VENV)/.extras
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
+# The operators' tests on C++ kernels built with sanitizers: GCC on Linux, about a quarter of an hour.
+sanitize: $(VENV)/.extras
+	.ci/sanitize $(PYTEST_ARGS)
+
 lint: $(VENV)/.extras
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -31,8 +35,12 @@ format: $(VENV)/.extras
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(CSRC)
 
-bench: $(VENV)/.built $(VENV)/.extras
+bench: $(VENV)/.built $(VENV)/.extras $(VENV)/.rivals
 	$(BIN)/python -m bench.run $(or $(BENCH_ARGS),sinkhorn)
+
+# Our operators must not have become slower relative to their definitions, timed in the same run.
+bench-guard: $(VENV)/.built $(VENV)/.extras
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench/test_guard.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist demo-out *.egg-info guardcore/_C*.so $(VENV)/.built
@@ -62,4 +70,11 @@ $(VENV)/.built: $(CSRC) $(VENV)/.core
 $(VENV)/.extras: $(VENV)/.core
 	@echo "Installing what tests, lint and benchmarks need."
 	@GUARDCORE_BUILD=0 $(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
+	touch $@
+
+# What only benchmarks need: other people's solvers, JAX among them. torch stays the one that the library was built for.
+$(VENV)/.rivals: $(VENV)/.core
+	@echo "Installing the libraries to compare with."
+	@$(BIN)/python -m pip freeze --exclude-editable | grep -E "^(torch|numpy)==" > $(VENV)/versions.txt
+	@GUARDCORE_BUILD=0 $(PIP) --no-build-isolation -c $(VENV)/versions.txt -e '.[rivals]'
 	touch $@

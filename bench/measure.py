@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+import torch
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -28,25 +30,45 @@ class Timing:
     @property
     def cpu_quartiles(self) -> tuple[float, float]:
         """First and third quartile of the CPU time, ms."""
-        low, _, high = quantiles(self.cpu_ms, n=4) if len(self.cpu_ms) > 1 else (self.cpu,) * 3
-        return low, high
+        return quartiles(self.cpu_ms)
+
+    @property
+    def wall_quartiles(self) -> tuple[float, float]:
+        """First and third quartile of the wall time, ms."""
+        return quartiles(self.wall_ms)
+
+
+def quartiles(samples: tuple[float, ...]) -> tuple[float, float]:
+    """First and third quartile."""
+    low, _, high = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else samples * 3
+    return low, high
 
 
 def once(run: Callable[[], object]) -> tuple[float, float]:
-    """Run once; return (CPU ms, wall ms)."""
+    """Run once; return (CPU ms, wall ms). On a GPU wall time ends when the device is done."""
     cpu, wall = time.process_time(), time.perf_counter()
     run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return (time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time every contender `rounds` times in rotating order, after one warm-up call each."""
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], rounds: int, budget: float = float("inf")
+) -> dict[str, Timing]:
+    """Time every contender `rounds` times in rotating order, after one warm-up call each.
+
+    One that would need more than `budget` seconds runs in fewer rounds, three at least, spread over all.
+    """
     names = list(contenders)
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    share = {}
     for name in names:
-        contenders[name]()
+        seconds = once(contenders[name])[1] / 1e3
+        share[name] = min(rounds, max(3, int(budget / max(seconds, 1e-9)))) / rounds if budget < 1e9 else 1.0
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            samples[name].append(once(contenders[name]))
+            if int((index + 1) * share[name] + 1e-9) > int(index * share[name] + 1e-9):
+                samples[name].append(once(contenders[name]))
     return {name: Timing(*(tuple(column) for column in zip(*rows, strict=True))) for name, rows in samples.items()}

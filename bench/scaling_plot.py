@@ -1,0 +1,82 @@
+"""Draw the scaling sweeps: CPU time over each size, and how many times our operator's time everybody takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from bench.results_file import FOLDER
+
+DOCS = FOLDER.parents[1] / "docs"
+AXES = {
+    "B": "images in the batch (B)",
+    "N": "patches per image (N)",
+    "M": "prototypes per category (M)",
+    "C": "categories (C)",
+    "D": "embedding width (D)",
+}
+STYLES = {  # color, line width, marker; colors that color-blind readers tell apart (Okabe and Ito)
+    "floor": ("#8a8a8a", 1.4, ""),
+    "guardcore": ("#0072b2", 2.8, "o"),
+    "numba one-pass": ("#009e73", 1.5, "s"),
+    "torch exp, bmm": ("#d55e00", 1.5, "^"),
+    "PLOT/AWT loop": ("#cc79a7", 1.5, "v"),
+    "POT ot.batch": ("#e69f00", 1.5, "D"),
+    "ott-jax kernel": ("#7a5195", 1.5, "P"),
+}
+Series = dict[str, dict[str, dict[int, float]]]
+
+
+def draw(rows: list[dict[str, Any]]) -> list[Path]:
+    """Draw the latest row of every point; return the files."""
+    series: Series = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        series[row["sweep"]][row["contender"]][row["size"]] = row["ms"]
+    processor = rows[-1]["processor"]
+    times = "CPU time of one thread, ms", "sinkhorn_scaling.png"
+    ratios = "times guardcore's CPU time", "sinkhorn_scaling_ratio.png"
+    note = f"50 iterations, epsilon 0.05; fixed sizes B8 N197 M32 C8 D512; one core of {processor}"
+    return [figure(series, *times, note, relative=False), figure(series, *ratios, note, relative=True)]
+
+
+def figure(series: Series, label: str, name: str, note: str, relative: bool) -> Path:
+    """One panel a sweep, the legend in the place of the sixth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    page, panels = plt.subplots(2, 3, figsize=(12, 7), layout="constrained")
+    for axes, (sweep, title) in zip(panels.flat, AXES.items(), strict=False):
+        panel(axes, series[sweep], relative)
+        axes.set_xlabel(title)
+    for row in panels:
+        row[0].set_ylabel(label)
+    legend = panels.flat[5]
+    legend.axis("off")
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    legend.legend(handles, labels, loc="center", frameon=False, fontsize=12, labelspacing=0.9, handlelength=2.6)
+    page.suptitle(note, fontsize=10, color="#555555")
+    path = DOCS / name
+    page.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(page)
+    return path
+
+
+def panel(axes: Any, contenders: dict[str, dict[int, float]], relative: bool) -> None:
+    """Both axes logarithmic, ticks at the measured sizes."""
+    ours = contenders["guardcore"]
+    for name, (color, width, marker) in STYLES.items():
+        points = sorted(contenders.get(name, {}).items())
+        sizes = [size for size, _ in points]
+        values = [ms / ours[size] if relative else ms for size, ms in points]
+        line = "--" if name == "floor" else "-"
+        axes.plot(sizes, values, line, color=color, lw=width, marker=marker, ms=4.5, label=name, zorder=2 + width)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(sorted(ours), [str(size) for size in sorted(ours)], fontsize=8)
+    axes.minorticks_off()
+    axes.grid(color="#e6e6e6", lw=0.8)
+    axes.set_axisbelow(True)
