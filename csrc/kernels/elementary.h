@@ -36,14 +36,18 @@ GUARDCORE_INLINE float exp_reduced(float r, float shifted) {
   return (p * r + 1.0f) * power;
 }
 
-// exp(x) within 2e-7 relative for x in [-87, 88]; 0 below -87, exp(88) above 88.
-GUARDCORE_INLINE float exponential(float x) {
-  float y = x < -87.0f ? -87.0f : x;
-  y = y > 88.0f ? 88.0f : y;
+// exp(x) within 2e-7 relative for x <= 88; exp(-87) below -87.
+GUARDCORE_INLINE float floored_exponential(float x) {
+  const float y = x < -87.0f ? -87.0f : x;
   const float shifted = y * 1.44269504f + kRound;
   const float n = shifted - kRound;
   const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts: the first product is exact
-  const float value = exp_reduced(r, shifted);
+  return exp_reduced(r, shifted);
+}
+
+// exp(x) within 2e-7 relative for x in [-87, 88]; 0 below -87, exp(88) above 88.
+GUARDCORE_INLINE float exponential(float x) {
+  const float value = floored_exponential(x > 88.0f ? 88.0f : x);
   return x < -87.0f ? 0.0f : value;
 }
 

@@ -12,6 +12,7 @@
 #include <limits>
 #include <utility>
 
+#include "acceleration.h"
 #include "elementary.h"
 #include "isa.h"
 #include "plan.h"
@@ -29,7 +30,7 @@ static void row_minima(const Problem& q, const float* cost, float* __restrict sh
   }
 }
 
-// kernel[m][n] = exp((shift_n - cost[m][n]) / epsilon).
+// kernel[m][n] = exp((shift_n - cost[m][n]) / epsilon), or 1e-38 where that is less: see kLostShare.
 static void kernel_tile(const Problem& q, const float* cost, const float* shift, float* kernel) {
   const float rate = static_cast<float>(1.0 / q.options.epsilon);
   q.for_each_block([&](int64_t first, int64_t columns, int64_t offset) {
@@ -38,7 +39,7 @@ static void kernel_tile(const Problem& q, const float* cost, const float* shift,
       const float* __restrict s = shift + first;
       float* __restrict k = kernel + offset + m * columns;
 #pragma omp simd
-      for (int64_t n = 0; n < columns; ++n) k[n] = exponential((s[n] - c[n]) * rate);
+      for (int64_t n = 0; n < columns; ++n) k[n] = floored_exponential((s[n] - c[n]) * rate);
     }
   });
 }
@@ -70,6 +71,26 @@ static float update_columns(const Problem& q, const float* b, const float* colum
   return most;
 }
 
+// The mass on each prototype over its demand: NaN throughout if the point is out of range.
+inline void mass_over_demand(const Problem& q, const Workspace& w, bool in_range, float* ratio) {
+  const Vector unit = Vector{} + (in_range ? 1 : std::numeric_limits<float>::quiet_NaN());
+  for (int64_t m = 0; m < padded(q.prototypes); m += kWidth) {
+    const Vector b = load(w.b + m);
+    store(ratio + m, b > 0 ? unit * load(w.v + m) * load(w.column + m) / b : unit);
+  }
+}
+
+// v_m *= exp(step_m); returns the largest v.
+static float move_columns(const Problem& q, const float* __restrict step, float* __restrict v) {
+  float largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (int64_t m = 0; m < q.prototypes; ++m) {
+    v[m] *= exponential(step[m]);
+    largest = v[m] > largest ? v[m] : largest;
+  }
+  return largest;
+}
+
 // f, mass and per_row from the last two row updates.
 static void finish_rows(const Problem& q, Workspace& w) {
   const float* __restrict a = w.a;
@@ -95,16 +116,21 @@ inline bool solve_in_kernel_domain(const Problem& q, Workspace& w) {
   std::copy(w.b, w.b + q.prototypes, w.v);
   std::fill(w.u, w.u + q.stride, 0.0f);
   Sweep last = sweep(q, w.kernel, w.a, w.v, w.row, w.u, w.lanes, w.column, true);
-  if (!(last.smallest_row > kLostShare)) return false;  // v = b, at most 1
+  bool in_range = last.smallest_row > kLostShare;  // v = b, at most 1
+  Leaps leaps(q.options, w.b, q.prototypes, w.leaps);
   for (int64_t iteration = 1;; ++iteration) {
-    const float largest_v = update_columns(q, w.b, w.column, last.largest_u, w.v);
-    if (!(largest_v < kLargest)) return false;
+    if (leaps.wanted) mass_over_demand(q, w, in_range, leaps.ratio);
+    const bool leap = leaps.wanted && leaps.decide(iteration);
+    if (!leap && !in_range) return false;
+    const float largest_v =
+        leap ? move_columns(q, leaps.step(), w.v) : update_columns(q, w.b, w.column, last.largest_u, w.v);
+    if (!leap && !(largest_v < kLargest)) return false;
     const bool more = iteration < q.options.max_iterations;
     last = sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, more);
-    if (!(last.smallest_row > kLostShare * largest_v) || !(last.largest_u < kLargest)) return false;
+    in_range = last.smallest_row > kLostShare * largest_v && last.largest_u < kLargest && largest_v < kLargest;
     w.iterations = static_cast<int32_t>(iteration);
     w.marginal_error = last.row_error;
-    if (stops(q.options, iteration, last.row_error)) break;
+    if (!leap && in_range && stops(q.options, iteration, last.row_error)) break;
     std::swap(w.row, w.next_row);
     std::swap(w.column, w.next_column);
   }

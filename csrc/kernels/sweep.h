@@ -72,6 +72,16 @@ struct Place {
   bool first, last;
 };
 
+// sum[i] += u[n] K[i][n], lane by lane, for R prototypes.
+template <int R>
+GUARDCORE_INLINE void add_columns(const float* kernel, const float* u, int64_t columns, Vector* sum) {
+  for (int64_t n = 0; n < columns; n += kWidth) {
+    const Vector x = load(u + n);
+    GUARDCORE_UNROLL
+    for (int i = 0; i < R; ++i) sum[i] += x * load(kernel + i * columns + n);
+  }
+}
+
 // Column sums of R prototypes over one block. Between blocks the lanes are kept apart, in lanes[R][kWidth]; after the
 // last one they are added up.
 template <int R>
@@ -83,11 +93,9 @@ static void sum_columns(const float* kernel, const float* u, int64_t columns, Pl
     GUARDCORE_UNROLL
     for (int i = 0; i < R; ++i) sum[i] = load(lanes + i * kWidth);
   }
-  for (int64_t n = 0; n < columns; n += kWidth) {
-    const Vector x = load(u + n);
-    GUARDCORE_UNROLL
-    for (int i = 0; i < R; ++i) sum[i] += x * load(kernel + i * columns + n);
-  }
+  // eight at a time, as many rows as there are address registers for
+  add_columns<std::min(R, 8)>(kernel, u, columns, sum);
+  if constexpr (R > 8) add_columns<R - 8>(kernel + 8 * columns, u, columns, sum + 8);
   if (place.last) {
     GUARDCORE_UNROLL
     for (int g = 0; g < kGroups; ++g) store(column + g * kWidth, lane_sums(sum + g * kWidth));
