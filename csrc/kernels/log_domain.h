@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "acceleration.h"
 #include "elementary.h"
 #include "isa.h"
 #include "plan.h"
@@ -17,9 +18,16 @@ namespace guardcore::GUARDCORE_ISA {
 // Potentials, alone (f, g) and with their weight: l_n = f_n + epsilon log a_n, h_m = g_m + epsilon log b_m.
 struct LogPotentials {
   explicit LogPotentials(const Problem& q)
-      : f(q.stride), next_f(q.stride), l(q.stride), top(q.stride), g(q.prototypes), h(q.prototypes), sum(q.stride) {}
+      : f(q.stride),
+        next_f(q.stride),
+        l(q.stride),
+        top(q.stride),
+        g(q.prototypes),
+        target_g(q.prototypes),
+        h(q.prototypes),
+        sum(q.stride) {}
 
-  std::vector<double> f, next_f, l, top, g, h;
+  std::vector<double> f, next_f, l, top, g, target_g, h;
   std::vector<float> sum;
 };
 
@@ -43,8 +51,7 @@ static void log_row_update(const Problem& q, const float* cost, const double* h,
 }
 
 // g_m = -epsilon damping log sum_n exp((l_n - C_nm) / epsilon).
-static void log_column_update(const Problem& q, const float* cost, const float* b, const double* __restrict l,
-                              double* g, double* h) {
+static void log_column_update(const Problem& q, const float* cost, const double* __restrict l, double* g) {
   const double epsilon = q.options.epsilon, rate = 1.0 / epsilon;
   for (int64_t m = 0; m < q.prototypes; ++m) {
     const float* __restrict c = cost + m * q.stride;
@@ -55,8 +62,22 @@ static void log_column_update(const Problem& q, const float* cost, const float* 
 #pragma omp simd reduction(+ : sum)
     for (int64_t n = 0; n < q.stride; ++n) sum += exponential(static_cast<float>((l[n] - c[n] - top) * rate));
     g[m] = -q.options.damping * (top + epsilon * std::log(static_cast<double>(sum)));
+  }
+}
+
+// Takes the column update, `target`, or leaps instead; returns whether it did.
+static bool move_potentials(const Problem& q, const float* b, const double* target, int64_t iteration, Leaps& leaps,
+                            double* g, double* h) {
+  const double epsilon = q.options.epsilon;
+  std::fill(leaps.ratio, leaps.ratio + padded(q.prototypes), 1.0f);
+  for (int64_t m = 0; m < q.prototypes; ++m)
+    leaps.ratio[m] = exponential(static_cast<float>((g[m] - target[m]) / epsilon));
+  const bool leap = leaps.wanted && leaps.decide(iteration);
+  for (int64_t m = 0; m < q.prototypes; ++m) {
+    g[m] = leap ? g[m] + epsilon * leaps.step()[m] : target[m];
     h[m] = g[m] + epsilon * std::log(static_cast<double>(b[m]));
   }
+  return leap;
 }
 
 // mass_n = a_n exp((f_n - f'_n) / epsilon), the row sums; returns their L1 distance to a.
@@ -93,14 +114,16 @@ inline void solve_in_log_domain(const Problem& q, Workspace& w) {
   LogPotentials p(q);
   for (int64_t m = 0; m < q.prototypes; ++m) p.h[m] = epsilon * std::log(static_cast<double>(w.b[m]));
   log_row_update(q, w.cost, p.h.data(), p.top.data(), p.sum.data(), p.f.data());
+  Leaps leaps(q.options, w.b, q.prototypes, w.leaps);
   for (int64_t iteration = 1;; ++iteration) {
     // log 0 = -infinity: a patch without weight drops out of every sum
     for (int64_t n = 0; n < q.stride; ++n) p.l[n] = p.f[n] + epsilon * std::log(static_cast<double>(w.a[n]));
-    log_column_update(q, w.cost, w.b, p.l.data(), p.g.data(), p.h.data());
+    log_column_update(q, w.cost, p.l.data(), p.target_g.data());
+    const bool leap = move_potentials(q, w.b, p.target_g.data(), iteration, leaps, p.g.data(), p.h.data());
     log_row_update(q, w.cost, p.h.data(), p.top.data(), p.sum.data(), p.next_f.data());
     w.iterations = static_cast<int32_t>(iteration);
     w.marginal_error = log_row_error(q, w.a, p.f.data(), p.next_f.data(), w.mass);
-    if (stops(q.options, iteration, w.marginal_error)) break;
+    if (!leap && stops(q.options, iteration, w.marginal_error)) break;
     p.f.swap(p.next_f);
   }
   finish_log_domain(q, p.h.data(), p.next_f.data(), w);

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from guardcore.reference.acceleration import Leaps
+
 
 class Plan(NamedTuple):
     """The solved transport problems of B items and C categories; float64 if the inputs are, else float32.
@@ -97,7 +99,7 @@ def plan_of(
 ) -> Plan:
     """Solve cost[B, C, N, M] with the marginals a[B, 1, N] and b[C, M], in their dtype."""
     dual = solve(cost, a, b, epsilon, max_iterations, tolerance, relaxation)
-    row_sum = a * ((dual.f - dual.f_next) / epsilon).exp()  # [B, C, N]
+    row_sum = a * log_excess(a, dual.f, dual.f_next, epsilon).exp()  # [B, C, N]
     patch_score = (conditional_plan(cost, b, dual, epsilon) * cost).sum(-1)
     patch_cost = row_sum * patch_score
     return Plan(
@@ -148,6 +150,9 @@ def solve(
 
     One iteration is a row update, then a column update; each problem freezes after the iteration whose row error is at
     most `tolerance` (0: after exactly max_iterations). A problem with a bad value is NaN and counts zero iterations.
+
+    With a tolerance and exact marginals, iterations may put a leap (`guardcore.reference.acceleration`) in the place of
+    the column update. They count like any other; the last one never does.
     """
     log_a, log_b = a.log().unsqueeze(-1), b.log().unsqueeze(-2)
     damping = 1.0 if relaxation is None else relaxation / (relaxation + epsilon)
@@ -161,20 +166,31 @@ def solve(
 
     missing = torch.where(a.sum(-1) > 0, 0.0, torch.nan).to(cost.dtype)  # no mass, no plan: NaN throughout
     g = missing.unsqueeze(-1).expand(cost.shape[:-2] + cost.shape[-1:])
+    leaps = Leaps(b.expand_as(g), max_iterations, tolerance) if tolerance > 0 and relaxation is None else None
     f = f_next = row_update(g)
     iterations = torch.zeros(cost.shape[:-2], dtype=torch.int32, device=cost.device)
     error = torch.full_like(f.sum(-1), torch.nan)
     active = torch.ones_like(iterations, dtype=torch.bool)
-    for _ in range(max_iterations):
+    leapt = torch.zeros_like(active)
+    for iteration in range(1, max_iterations + 1):
         f = torch.where(active.unsqueeze(-1), f_next, f)
-        g = torch.where(active.unsqueeze(-1), column_update(f), g)
+        target = column_update(f)
+        if leaps is not None:
+            leapt, step = leaps((g - target) / epsilon, iteration)
+            target = torch.where(leapt.unsqueeze(-1), g + epsilon * step, target)
+        g = torch.where(active.unsqueeze(-1), target, g)
         f_next = row_update(g)
-        error = missing + (a * torch.expm1((f - f_next) / epsilon).abs()).sum(-1)
+        error = missing + (a * torch.expm1(log_excess(a, f, f_next, epsilon)).abs()).sum(-1)
         iterations = iterations + (active & ~error.isnan())
-        active = active & (error > tolerance if tolerance > 0 else ~error.isnan())
+        active = active & (leapt | (error > tolerance if tolerance > 0 else ~error.isnan()))
         if not bool(active.any()):
             break
     return Potentials(f, g, f_next, iterations, error)
+
+
+def log_excess(a: Tensor, f: Tensor, f_next: Tensor, epsilon: float) -> Tensor:
+    """Log of row sum over a, of the plan before the row update from f to f_next; 0 where a is, lest 0 inf be NaN."""
+    return ((f - f_next) / epsilon).masked_fill(a == 0, 0.0)
 
 
 def conditional_plan(cost: Tensor, b: Tensor, dual: Potentials, epsilon: float) -> Tensor:
