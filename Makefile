@@ -1,4 +1,4 @@
-# `make demo`, `make test`, `make sanitize`, `make lint`, `make bench`: each installs what it needs into .venv first, once.
+# `make demo`, `test`, `sanitize`, `lint`, `bench`: each installs what it needs into .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
