@@ -8,6 +8,8 @@
 STABLE_TORCH_LIBRARY_IMPL(guardcore, CPU, m) {
   m.impl("sinkhorn", TORCH_BOX(&guardcore::sinkhorn));
   m.impl("sinkhorn_packed", TORCH_BOX(&guardcore::sinkhorn_packed));
+  m.impl("sinkhorn_screen", TORCH_BOX(&guardcore::sinkhorn_screen));
+  m.impl("sinkhorn_screen_packed", TORCH_BOX(&guardcore::sinkhorn_screen_packed));
   m.impl("joint_sinkhorn", TORCH_BOX(&guardcore::joint_sinkhorn));
   m.impl("joint_sinkhorn_packed", TORCH_BOX(&guardcore::joint_sinkhorn_packed));
 }

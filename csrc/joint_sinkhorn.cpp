@@ -43,7 +43,8 @@ JointResult run(const Tensor& patches, const std::optional<Tensor>& cu_seqlens, 
   const Tensor group_mass = empty_like_on_cpu(patches, shape), group_cost = empty_like_on_cpu(patches, shape);
   const Tensor iterations = empty_like_on_cpu(patches, {items.items()}, ScalarType::Int);
   const Tensor marginal_error = empty_like_on_cpu(patches, {items.items()});
-  for_each_task(items, bank, [&](int64_t item, bool item_sound, int64_t, int64_t, Workspace& w) {
+  for_each_task(items, bank, all_tasks(items, bank), [&](const Task& task, bool item_sound, Workspace& w) {
+    const int64_t item = task.item;
     const int64_t row_stride = packed ? items.total() : items.count(item);
     const int64_t offset = items.start(item) * (packed ? 1 : num_groups);
     float* mass = group_mass.mutable_data_ptr<float>() + offset;

@@ -15,6 +15,8 @@ using torch::stable::Tensor;
 using SinkhornResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 // group_mass, group_cost, iterations, marginal_error
 using JointResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+// cleared, bound, distance, patch_cost, patch_score, objective, iterations, marginal_error
+using ScreenResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 SinkhornResult sinkhorn(Tensor patches, Tensor prototypes, std::optional<Tensor> patch_weights,
                         std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations,
@@ -33,5 +35,14 @@ JointResult joint_sinkhorn_packed(Tensor patches, Tensor cu_seqlens, Tensor prot
                                   std::optional<Tensor> patch_weights, std::optional<Tensor> prototype_weights,
                                   int64_t num_groups, double epsilon, int64_t max_iterations, double tolerance,
                                   std::optional<double> relaxation);
+
+ScreenResult sinkhorn_screen(Tensor patches, Tensor prototypes, Tensor threshold, std::optional<Tensor> patch_weights,
+                             std::optional<Tensor> prototype_weights, bool by_distance, double epsilon,
+                             int64_t max_iterations, double tolerance, std::optional<double> relaxation);
+
+ScreenResult sinkhorn_screen_packed(Tensor patches, Tensor cu_seqlens, Tensor prototypes, Tensor threshold,
+                                    std::optional<Tensor> patch_weights, std::optional<Tensor> prototype_weights,
+                                    bool by_distance, double epsilon, int64_t max_iterations, double tolerance,
+                                    std::optional<double> relaxation);
 
 }  // namespace guardcore

@@ -113,7 +113,7 @@ bool Patches::load(int64_t item, Workspace& w) const {
   if (!mass_[item]) return false;
   std::copy(shares_.begin() + start(item), shares_.begin() + start(item) + n, w.a);
   std::fill(w.a + n, w.a + padded(n), 0.0f);
-  return kernels().pack_panels(rows_.slice(start(item), n), w.panels, w.scratch);
+  return kernels().pack_panels(rows(item), w.panels, w.scratch);
 }
 
 int64_t Patches::longest() const {
@@ -157,6 +157,16 @@ void Prototypes::keep(int64_t category, const Rows& rows, const float* weights) 
   }
   count_[category] = kept;
   sound_[category] = sound;
+}
+
+std::vector<Task> all_tasks(const Patches& patches, const Prototypes& prototypes) {
+  const int64_t items = patches.items(), categories = prototypes.categories();
+  const int64_t threads = torch::stable::get_num_threads(), wanted = threads > 1 ? 8 * threads : 1;
+  const int64_t cuts = std::clamp<int64_t>((wanted + items - 1) / std::max<int64_t>(items, 1), 1, categories);
+  std::vector<Task> tasks(items * cuts);
+  for (int64_t i = 0; i < items * cuts; ++i)
+    tasks[i] = {i / cuts, i % cuts * categories / cuts, (i % cuts + 1) * categories / cuts};
+  return tasks;
 }
 
 Problem cost_of_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,

@@ -43,6 +43,8 @@ class Patches {
   int64_t longest() const;
   int64_t start(int64_t item) const { return start_[item]; }
   int64_t count(int64_t item) const { return start_[item + 1] - start_[item]; }
+  bool has_mass(int64_t item) const { return mass_[item]; }
+  Rows rows(int64_t item) const { return rows_.slice(start(item), count(item)); }
   // The item's unit rows and shares, packed into w. False for an item with a NaN or infinity or without mass: its
   // results are NaN.
   bool load(int64_t item, Workspace& w) const;
@@ -62,6 +64,7 @@ class Prototypes {
 
   int64_t categories() const { return static_cast<int64_t>(sound_.size()); }
   int64_t capacity() const { return capacity_; }
+  int64_t width() const { return width_; }
   int64_t count(int64_t category) const { return count_[category]; }
   bool sound(int64_t category) const { return sound_[category]; }
   const float* unit(int64_t category) const { return unit_.get() + category * capacity_ * prototype_stride(width_); }
@@ -79,26 +82,30 @@ class Prototypes {
   std::vector<uint8_t> sound_;
 };
 
-// Calls solve(item, sound, first category, last category, workspace), each pair once, from torch's threads. An item's
-// categories are cut into so many tasks that the threads have enough to share, and a thread that is done takes the next
-// one. Every pair is solved by one thread, so the numbers do not depend on who took it.
+// One item against the categories first ... last - 1.
+struct Task {
+  int64_t item, first, last;
+};
+
+// All pairs, an item's categories cut into so many tasks that the threads have enough to share.
+std::vector<Task> all_tasks(const Patches& patches, const Prototypes& prototypes);
+
+// Calls solve(task, sound, workspace) from torch's threads; one that is done takes the next task. Every pair is solved
+// by one thread, so the numbers do not depend on who took it.
 template <class Solve>
-void for_each_task(const Patches& patches, const Prototypes& prototypes, Solve solve) {
-  const int64_t items = patches.items(), categories = prototypes.categories();
-  const int64_t threads = torch::stable::get_num_threads();
-  const int64_t wanted = threads > 1 ? 8 * threads : 1;
-  const int64_t cuts = std::clamp<int64_t>((wanted + items - 1) / std::max<int64_t>(items, 1), 1, categories);
+void for_each_task(const Patches& patches, const Prototypes& prototypes, const std::vector<Task>& tasks, Solve solve) {
+  const int64_t count = tasks.size();
   std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(threads, items * cuts), 1, [&](int64_t, int64_t) {
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
     std::optional<Workspace> w;
     int64_t loaded = -1;
     bool sound = false;
-    for (int64_t task = next++; task < items * cuts; task = next++) {
-      const int64_t item = task / cuts, cut = task % cuts;
+    for (int64_t i = next++; i < count; i = next++) {
       if (!w) w.emplace(patches.longest(), prototypes.capacity(), patches.width());
-      if (item != loaded) sound = patches.load(item, *w);
-      loaded = item;
-      solve(item, sound, cut * categories / cuts, (cut + 1) * categories / cuts, *w);
+      if (tasks[i].item != loaded) sound = patches.load(tasks[i].item, *w);
+      loaded = tasks[i].item;
+      solve(tasks[i], sound, *w);
     }
   });
 }

@@ -15,8 +15,6 @@
 
 namespace guardcore::GUARDCORE_ISA {
 
-constexpr int64_t kDepth = 128;  // products in one chain; sinkhorn_screen's rounding bound rests on it
-
 // Tallest tile of V vectors whose accumulators, patches and broadcast fit into the registers.
 constexpr int tile_rows(int vectors) {
   const int rows = (kRegisters - vectors - 1) / vectors;

@@ -24,4 +24,7 @@ struct Rows {
 // the same few sets of the cache.
 constexpr int64_t prototype_stride(int64_t width) { return ((width + 15) / 16 | 1) * 16; }
 
+// Products in one chain of a cost's sum; the rounding that sinkhorn_screen's bounds allow for rests on it.
+constexpr int64_t kDepth = 128;
+
 }  // namespace guardcore

@@ -4,12 +4,13 @@
 #include "joint_sinkhorn.h"
 #include "pack.h"
 #include "sinkhorn.h"
+#include "sinkhorn_screen.h"
 #include "table.h"
 
 namespace guardcore::GUARDCORE_ISA {
 
 constexpr Kernels table(const char* name) {
-  return {name,  unit_rows,    pack_panels, cost_tile,  row_minima,
+  return {name,  unit_rows,    pack_panels, cost_tile,  row_minima,  least_statistic,
           solve, patch_scores, patch_costs, dual_value, group_shares};
 }
 

@@ -15,6 +15,7 @@ struct Kernels {
   void (*cost_tile)(const float* panels, const float* prototypes, int64_t count, int64_t width, float* cost,
                     int64_t stride);
   void (*row_minima)(const Problem& q, const float* cost, float* shift);
+  double (*least_statistic)(const Problem& q, const Workspace& w, bool by_distance);
   void (*solve)(const Problem& q, Workspace& w);
   void (*patch_scores)(const Problem& q, const Workspace& w, float* score);
   double (*patch_costs)(const Problem& q, const Workspace& w, const float* score, float* cost);

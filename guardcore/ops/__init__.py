@@ -16,11 +16,13 @@ from guardcore.ops.joint_sinkhorn import (
 )
 from guardcore.ops.registration import load_kernels, registered
 from guardcore.ops.sinkhorn import SinkhornBuffers, SinkhornOutput, sinkhorn, sinkhorn_buffers, sinkhorn_packed
+from guardcore.ops.sinkhorn_screen import ScreenOutput, sinkhorn_screen, sinkhorn_screen_packed
 
 __all__ = [
     "OPS",
     "JointBuffers",
     "JointOutput",
+    "ScreenOutput",
     "SinkhornBuffers",
     "SinkhornOutput",
     "joint_sinkhorn",
@@ -29,6 +31,8 @@ __all__ = [
     "sinkhorn",
     "sinkhorn_buffers",
     "sinkhorn_packed",
+    "sinkhorn_screen",
+    "sinkhorn_screen_packed",
 ]
 
 OPS = registered()
