@@ -19,14 +19,31 @@ class Batch(NamedTuple):
 
 
 def dense(patches: Tensor) -> Batch:
-    """Items of equal length: patches[B, N, D]."""
+    """Items of equal length: contiguous patches[B, N, D]."""
     B, N, D = patches.shape
-    return Batch(_rows(patches.reshape(B * N, D)), None, B, N)
+    return Batch(patches.view(B * N, D), None, B, N)
 
 
 def packed(patches: Tensor, cu_seqlens: Tensor) -> Batch:
-    """Items of different lengths: patches[T, D], cu_seqlens[B + 1] on the same device. Lengths are not looked at."""
-    return Batch(_rows(patches), cu_seqlens.contiguous(), cu_seqlens.shape[0] - 1, patches.shape[0])
+    """Items of different lengths: patches[T, D], cu_seqlens[B + 1] int32. Lengths are not looked at."""
+    return Batch(patches, cu_seqlens, cu_seqlens.shape[0] - 1, patches.shape[0])
+
+
+def batch_of(patches: Tensor, cu_seqlens: Tensor | None) -> Batch:
+    """Dense without offsets, packed with them."""
+    return dense(patches) if cu_seqlens is None else packed(patches, cu_seqlens)
+
+
+def streams_half(batch: Batch, prototypes: Tensor) -> bool:
+    """Whether K is streamed as bfloat16: for bfloat16 inputs, whose own rounding costs more (docs/decisions/0011)."""
+    return batch.rows.dtype == prototypes.dtype == torch.bfloat16
+
+
+def rows(embeddings: Tensor) -> Tensor:
+    """Embeddings as the kernels read them."""
+    if embeddings.dtype not in DTYPES:
+        raise TypeError(f"patches: the Triton kernels take float32, bfloat16 or float16, got {embeddings.dtype}")
+    return embeddings.contiguous()
 
 
 def weights(values: Tensor | None) -> Tensor | None:
@@ -39,9 +56,3 @@ def damping(relaxation: float | None, epsilon: float) -> float:
     if relaxation is None or math.isinf(relaxation):
         return 1.0
     return relaxation / (relaxation + epsilon)
-
-
-def _rows(rows: Tensor) -> Tensor:
-    if rows.dtype not in DTYPES:
-        raise TypeError(f"patches: the Triton kernels take float32, bfloat16 or float16, got {rows.dtype}")
-    return rows.contiguous()

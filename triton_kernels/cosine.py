@@ -21,27 +21,40 @@ DOWN = tl.constexpr(2.0**-88)  # 2^128 -> 2^40
 UP = tl.constexpr(2.0**88)  # 2^-149, the least denormal -> 2^-61
 
 
-@triton.jit(do_not_specialize=["R"])
-def row_scale_kernel(p_x, p_scale, R, D, BR: tl.constexpr, BD: tl.constexpr):
-    """scale[0, r] = power of two, scale[1, r] = 1 / |x_r scale[0, r]| for rows x[R, D]."""
-    o_r = tl.program_id(0).to(tl.int64) * BR + tl.arange(0, BR)
+@triton.jit
+def write_scales(p_x, p_scale, i_r, R, D, BR: tl.constexpr, BD: tl.constexpr):
+    """scale[0, r] = power of two, scale[1, r] = 1 / |x_r scale[0, r]| for the i_r-th BR rows of x[R, D]."""
+    o_r = i_r.to(tl.int64) * BR + tl.arange(0, BR)
     o_d = tl.arange(0, BD)
     m_r = o_r < R
     p_rows = p_x + o_r[:, None] * D + o_d[None, :]
     b_large = tl.zeros([BR], tl.float32)
-    for d in range(0, D, BD):
-        b_x = tl.load(p_rows + d, mask=m_r[:, None] & (d + o_d < D)[None, :], other=0.0).to(tl.float32)  # [BR, BD]
-        b_large = tl.maximum(b_large, tl.max(tl.abs(b_x), 1))
-    b_power = tl.where(b_large > LARGE, DOWN, tl.where(b_large < SMALL, UP, 1.0))  # [BR]
     b_square = tl.zeros([BR], tl.float32)
     for d in range(0, D, BD):
         b_x = tl.load(p_rows + d, mask=m_r[:, None] & (d + o_d < D)[None, :], other=0.0).to(tl.float32)  # [BR, BD]
-        b_x = b_x * b_power[:, None]
+        b_large = tl.maximum(b_large, tl.max(tl.abs(b_x), 1))
         b_square += tl.sum(b_x * b_x, 1)
+    b_power = tl.where(b_large > LARGE, DOWN, tl.where(b_large < SMALL, UP, 1.0))  # [BR]
+    if tl.max(tl.where(m_r & (b_power != 1.0), 1, 0), 0) > 0:  # only rows out of range are read twice
+        b_square = tl.zeros([BR], tl.float32)
+        for d in range(0, D, BD):
+            b_x = tl.load(p_rows + d, mask=m_r[:, None] & (d + o_d < D)[None, :], other=0.0).to(tl.float32)
+            b_x = b_x * b_power[:, None]
+            b_square += tl.sum(b_x * b_x, 1)
     b_inverse = tl.where(b_square == 0.0, 0.0, tl.div_rn(1.0, tl.sqrt_rn(b_square)))  # [BR]
     b_inverse = tl.where(b_square < float("inf"), b_inverse, float("nan"))  # NaN < inf is false
     tl.store(p_scale + o_r, b_power, mask=m_r)
     tl.store(p_scale + R + o_r, b_inverse, mask=m_r)
+
+
+@triton.jit(do_not_specialize=["X", "Y"])
+def row_scale_kernel(p_x, p_x_scale, p_y, p_y_scale, X, Y, D, BR: tl.constexpr, BD: tl.constexpr):
+    """Scales of x[X, D] and of y[Y, D] in one launch."""
+    i_r, blocks = tl.program_id(0), tl.cdiv(X, BR)
+    if i_r < blocks:
+        write_scales(p_x, p_x_scale, i_r, X, D, BR, BD)
+    else:
+        write_scales(p_y, p_y_scale, i_r - blocks, Y, D, BR, BD)
 
 
 @triton.jit
@@ -68,13 +81,11 @@ def cosine_tile(
     return b_dot
 
 
-def row_scales(rows: Tensor) -> Tensor:
-    """Scales [2, R] fp32 of contiguous rows[R, D]: see the module."""
-    R, D = rows.shape
-    scales = torch.empty(2, R, dtype=torch.float32, device=rows.device)
-    if R > 0:
-        row_scale_kernel[(triton.cdiv(R, ROWS),)](rows, scales, R, D, BR=ROWS, BD=DEPTH, num_warps=4)
-    return scales
+def write_row_scales(x: Tensor, x_scale: Tensor, y: Tensor, y_scale: Tensor) -> None:
+    """Fill the scales, [2 R] fp32 each, of contiguous rows x[R, D] and y[R, D]: see the module."""
+    (X, D), Y = x.shape, len(y)
+    grid = (triton.cdiv(X, ROWS) + triton.cdiv(Y, ROWS),)
+    row_scale_kernel[grid](x, x_scale, y, y_scale, X, Y, D, BR=ROWS, BD=DEPTH, num_warps=4)
 
 
 def product_kind(left: Tensor, right: Tensor) -> dict[str, object]:

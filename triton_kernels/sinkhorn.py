@@ -1,33 +1,26 @@
 """Entropic transport of every item's patches to every category's prototypes: the operator `guardcore::sinkhorn`.
 
-Two kernels, both one launch for the whole batch. A problem of at most 256 patches and 32 prototypes is solved in
-registers by one program; a larger one by sweeps over a workspace of its scaled cosines, whose size is bounded by
-letting a program take several categories in turn. Definition: `guardcore.reference.sinkhorn`; notation: `sweeps`.
+Two kernels, both one launch for the whole batch, after one that finds the rows' lengths. A problem of at most 256
+patches and 32 prototypes is solved in registers by one program; a larger one by sweeps over a workspace of its scaled
+cosines, whose size is bounded by letting a program take several categories in turn. Definition:
+`guardcore.reference.sinkhorn`; notation: `sweeps`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch, damping, dense, packed, weights
-from .cosine import cosine_tile, product_kind, row_scales
-from .readout import dual_value, patch_scores
-from .register_solve import solve_in_registers
-from .sweeps import (
-    LOG2E,
-    fill,
-    item_span,
-    load_rows,
-    load_weights,
-    solve,
-    stream_for,
-    total_weight,
-)
+from .batch import Batch, batch_of, damping, rows, streams_half, weights
+from .cosine import product_kind, write_row_scales
+from .screening import NO_SCREENING, rounding_share, rounding_slack
+from .sinkhorn_kernels import register_kernel, stream_kernel
+from .sweeps import stream_for
+from .workspace import carve, numel
 
-Plan = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Plan = tuple[Tensor, ...]
 
 
 class Tile(NamedTuple):
@@ -50,148 +43,105 @@ PROGRAMS = 296  # streaming programs wanted at once: 2 on each of 148 processors
 WORKSPACE_BYTES = 64 << 20  # beyond this, fewer categories run at once; one category of all items always fits
 
 
-@triton.jit(do_not_specialize=["N", "X", "M", "C", "max_iterations"])
-def register_kernel(
-    p_x, p_x_scale, p_y, p_y_scale, p_offsets, p_a, p_b,
-    p_distance, p_cost, p_score, p_objective, p_iterations, p_error, p_f, p_g,
-    N, X, M, C, D, epsilon, max_iterations, tolerance, relaxation, damping,
-    BN: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr,
-):  # fmt: skip
-    """Solve item i_b against category i_c in registers; items of more than BN patches are left to `stream_kernel`."""
-    i_b, i_c = tl.program_id(0), tl.program_id(1)
-    start, n = item_span(p_offsets, i_b, N, PACKED)
-    if n > BN:
-        return
-    unit = epsilon / LOG2E
-    i_bc = i_b.to(tl.int64) * C + i_c
-    o_n, o_m = tl.arange(0, BN), tl.arange(0, BM)
-    m_n, m_m = o_n < n, o_m < M
-    p_a = p_a + start if p_a is not None else p_a
-    p_b = p_b + i_c * M if p_b is not None else p_b
-    a_total, b_total = total_weight(p_a, n, BN), total_weight(p_b, M, BM)
-    b_a, b_b = load_weights(p_a, o_n, m_n, a_total), load_weights(p_b, o_m, m_m, b_total)  # [BN], [BM]
-    b_q = cosine_tile(
-        p_x, p_x_scale, start + o_n, m_n, X, p_y, p_y_scale, i_c * M + o_m, m_m, C * M, D, BN, BM, BD, DOT, PRECISION
-    )  # [BN, BM]
-    poison = (a_total + b_total + tl.sum(tl.sum(b_q * 0.0, 1), 0)) * 0.0
-    b_q = tl.where(m_m[None, :], b_q / unit, float("-inf"))
+class Screening(NamedTuple):
+    """What pairs are screened by (`screening`): threshold[C], and where cleared[B, C] uint8 and bound[B, C] go."""
 
-    b_g, b_l, b_growth, iterations, error = solve_in_registers(
-        b_q, b_a, m_n, b_b, m_m, poison, max_iterations, tolerance, damping, BM
-    )
-    b_score = patch_scores(b_q, b_g, b_b, m_m, unit)  # [BN]
-    b_r = tl.where(b_a == 0.0, 0.0, b_a * b_growth)
-    b_f = 1.0 - unit * b_l + poison
-    b_g *= unit
-    o_out = (tl.cast(X, tl.int64) * i_c + start if PACKED else i_bc * N) + o_n
-    tl.store(p_cost + o_out, b_r * b_score, mask=m_n)
-    tl.store(p_score + o_out, b_score, mask=m_n)
-    tl.store(p_f + o_out, b_f, mask=m_n)
-    tl.store(p_g + i_bc * M + o_m, b_g, mask=m_m)
-    rows = tl.sum(b_a * b_f, 0)
-    tl.store(p_distance + i_bc, tl.sum(b_r * b_score, 0) + poison)
-    tl.store(p_objective + i_bc, dual_value(rows, b_g, b_b, tl.sum(b_r, 0), epsilon, relaxation, damping) + poison)
-    tl.store(p_iterations + i_bc, tl.where(poison == 0.0, iterations, 0))
-    tl.store(p_error + i_bc, error + poison)
+    threshold: Tensor
+    cleared: Tensor
+    bound: Tensor
+    statistic: int
 
 
-@triton.jit(do_not_specialize=["N", "X", "M", "C", "max_iterations", "ABOVE"])
-def stream_kernel(
-    p_x, p_x_scale, p_y, p_y_scale, p_offsets, p_a, p_b, p_q, p_l,
-    p_distance, p_cost, p_score, p_objective, p_iterations, p_error, p_f, p_g,
-    N, X, M, C, D, epsilon, max_iterations, tolerance, relaxation, damping, ABOVE,
-    BN: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, PACKED: tl.constexpr,
-):  # fmt: skip
-    """Solve item i_b, if it has more than ABOVE patches, against categories i_s, i_s + S, ... over a workspace."""
-    i_b, i_s, S = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    start, n = item_span(p_offsets, i_b, N, PACKED)
-    if n <= ABOVE:
-        return
-    unit = epsilon / LOG2E
-    o_m = tl.arange(0, BM)
-    m_m = o_m < M
-    p_q += (i_s.to(tl.int64) * X + start) * BM
-    p_l += (i_s.to(tl.int64) * X + start) * 2
-    p_a = p_a + start if p_a is not None else p_a
-    a_total = total_weight(p_a, n, BT)
-    for i_c in range(i_s, C, S):
-        i_bc = i_b.to(tl.int64) * C + i_c
-        p_w = p_b + i_c * M if p_b is not None else p_b
-        b_total = total_weight(p_w, M, BM)
-        b_b = load_weights(p_w, o_m, m_m, b_total)  # [BM]
-        tl.debug_barrier()  # the last category's workspace is read no more
-        poison = fill(
-            p_x, p_x_scale, start, n, X, p_y, p_y_scale, i_c * M, M, C * M, D, p_q, 1.0 / unit,
-            BN, BC, BM, BD, DOT, PRECISION,
-        )  # fmt: skip
-        poison += (a_total + b_total) * 0.0
-        tl.debug_barrier()
-        b_g, iterations, error = solve(
-            p_q, p_l, p_a, a_total, n, b_b, m_m, poison, max_iterations, tolerance, damping, BT, BM
-        )
-        p_plan, p_next = p_l + (iterations + 1) % 2 * n, p_l + iterations % 2 * n
-        base = tl.cast(X, tl.int64) * i_c + start if PACKED else i_bc * N
-        distance, mass, rows = 0.0, 0.0, 0.0
-        for i_n in range(0, n, BT):
-            o_n = i_n + tl.arange(0, BT)
-            m_n = o_n < n
-            b_q = load_rows(p_q, o_n, m_n, BM)  # [BT, BM]
-            b_a = load_weights(p_a, o_n, m_n, a_total)  # [BT]
-            b_l, b_next = tl.load(p_plan + o_n, mask=m_n, other=0.0), tl.load(p_next + o_n, mask=m_n, other=0.0)  # [BT]
-            b_score = patch_scores(b_q, b_g, b_b, m_m, unit)  # [BT]
-            b_r = tl.where(b_a == 0.0, 0.0, b_a * tl.exp2(b_next - b_l))
-            tl.store(p_cost + base + o_n, b_r * b_score, mask=m_n)
-            tl.store(p_score + base + o_n, b_score, mask=m_n)
-            tl.store(p_f + base + o_n, 1.0 - unit * b_l + poison, mask=m_n)
-            distance += tl.sum(b_r * b_score, 0)
-            mass += tl.sum(b_r, 0)
-            rows += tl.sum(b_a * (1.0 - unit * b_l), 0)
-        b_g *= unit
-        tl.store(p_g + i_bc * M + o_m, b_g, mask=m_m)
-        tl.store(p_distance + i_bc, distance + poison)
-        tl.store(p_objective + i_bc, dual_value(rows, b_g, b_b, mass, epsilon, relaxation, damping) + poison)
-        tl.store(p_iterations + i_bc, tl.where(poison == 0.0, iterations, 0))
-        tl.store(p_error + i_bc, error + poison)
+class Options(NamedTuple):
+    """The operator's numbers."""
+
+    epsilon: float
+    max_iterations: int
+    tolerance: float
+    relaxation: float | None
 
 
-def sinkhorn(
-    patches: Tensor,
-    prototypes: Tensor,
-    patch_weights: Tensor | None,
-    prototype_weights: Tensor | None,
-    epsilon: float,
-    max_iterations: int,
-    tolerance: float,
-    relaxation: float | None,
-) -> Plan:
+def sinkhorn(patches: Tensor, prototypes: Tensor, *rest: Any) -> Plan:
     """Launch `guardcore::sinkhorn`, patches[B, N, D] and prototypes[C, M, D]: see `guardcore.ops.sinkhorn`."""
-    batch = dense(patches)
-    per_patch = (batch.B, prototypes.shape[0], batch.N)
-    numbers = (epsilon, max_iterations, tolerance, relaxation or 0.0, damping(relaxation, epsilon))
-    return _launch(batch, prototypes, patch_weights, prototype_weights, numbers, per_patch)
+    B, N, _ = patches.shape
+    plan = empty_plan(prototypes, B, (B, len(prototypes), N))
+    return with_workspace(patches, None, prototypes, rest, plan)
 
 
-def sinkhorn_packed(
-    patches: Tensor,
-    cu_seqlens: Tensor,
-    prototypes: Tensor,
-    patch_weights: Tensor | None,
-    prototype_weights: Tensor | None,
-    epsilon: float,
-    max_iterations: int,
-    tolerance: float,
-    relaxation: float | None,
-) -> Plan:
+def sinkhorn_packed(patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor, *rest: Any) -> Plan:
     """Launch `guardcore::sinkhorn_packed`, patches[T, D] and cu_seqlens[B + 1]: see `guardcore.ops.sinkhorn_packed`.
 
     Lengths stay on the device: both kernels run, and each takes the items of its size.
     """
-    batch = packed(patches, cu_seqlens)
-    per_patch = (prototypes.shape[0], batch.N)
-    numbers = (epsilon, max_iterations, tolerance, relaxation or 0.0, damping(relaxation, epsilon))
-    return _launch(batch, prototypes, patch_weights, prototype_weights, numbers, per_patch)
+    plan = empty_plan(prototypes, len(cu_seqlens) - 1, (len(prototypes), len(patches)))
+    return with_workspace(patches, cu_seqlens, prototypes, rest, plan)
+
+
+def sinkhorn_out(patches: Tensor, prototypes: Tensor, *rest: Any) -> None:
+    """`sinkhorn` into the operator's results and a workspace, which come last: allocates nothing, waits for nothing."""
+    run(batch_of(patches, None), prototypes, rest[:2], Options(*rest[2:6]), rest[6:14], rest[14])
+
+
+def sinkhorn_packed_out(patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor, *rest: Any) -> None:
+    """`sinkhorn_packed` as `sinkhorn_out`."""
+    run(batch_of(patches, cu_seqlens), prototypes, rest[:2], Options(*rest[2:6]), rest[6:14], rest[14])
+
+
+def workspace_numel(patches: Tensor, prototypes: Tensor, cu_seqlens: Tensor | None = None) -> int:
+    """Float32 numbers that a launch on tensors of these shapes and dtypes needs as its workspace."""
+    return numel(_sections(batch_of(patches, cu_seqlens), prototypes))
+
+
+def empty_plan(prototypes: Tensor, B: int, per_patch: tuple[int, ...]) -> Plan:
+    """The operator's results, without values."""
+    C, M, _ = prototypes.shape
+    empty: Callable[..., Tensor] = torch.empty
+    shapes = ((B, C), per_patch, per_patch, (B, C), (B, C), (B, C), per_patch, (B, C, M))
+    dtypes = (torch.int32 if i == 4 else torch.float32 for i in range(len(shapes)))
+    return tuple(
+        empty(shape, dtype=dtype, device=prototypes.device) for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+
+
+def with_workspace(
+    patches: Tensor,
+    cu_seqlens: Tensor | None,
+    prototypes: Tensor,
+    rest: tuple[Any, ...],
+    plan: Plan,
+    screening: Screening | None = None,
+) -> Plan:
+    """Run on a workspace of its own and give the plan back; rest: two weights and the options."""
+    batch, prototypes = batch_of(rows(patches), cu_seqlens), rows(prototypes)
+    floats = numel(_sections(batch, prototypes))
+    workspace = torch.empty(floats, dtype=torch.float32, device=prototypes.device)
+    run(batch, prototypes, tuple(map(weights, rest[:2])), Options(*rest[2:]), plan, workspace, screening)
+    return plan
+
+
+def run(
+    batch: Batch,
+    prototypes: Tensor,
+    marginals: tuple[Tensor | None, ...],
+    options: Options,
+    plan: Plan,
+    workspace: Tensor,
+    screening: Screening | None = None,
+) -> None:
+    """Launch the kernels that the sizes ask for."""
+    C, M, D = prototypes.shape
+    if batch.B * C == 0:
+        return
+    bank = prototypes.view(C * M, D)
+    x_scale, y_scale, *streamed = carve(workspace, _sections(batch, prototypes))
+    # unscreened calls hand over pointers of the same types, so that both run the same binary
+    screened = screening or Screening(plan[0], plan[4].view(torch.uint8), plan[5], NO_SCREENING)
+    inputs = (batch.rows, x_scale, bank, y_scale, batch.offsets, *marginals, *screened[:3])
+    sizes = (batch.N, len(batch.rows), M, C, D)
+    with torch.cuda.device_of(bank):
+        write_row_scales(batch.rows, x_scale, bank, y_scale)
+        numbers = (*sizes, *_numbers(options, M, D, streams_half(batch, prototypes), screened.statistic))
+        _run_solvers(batch, inputs, streamed, plan, numbers)
 
 
 def tile_for(rows: int, width: int) -> Tile | None:
@@ -199,51 +149,50 @@ def tile_for(rows: int, width: int) -> Tile | None:
     return next((tile for tile in TILES if rows <= tile.rows and width <= tile.width), None)
 
 
-def categories_at_once(B: int, C: int, rows: int, width: int) -> int:
+def register_tile(batch: Batch, M: int) -> Tile | None:
+    """The tile that solves the batch, or the packed items that fit."""
+    return tile_for(batch.N if batch.offsets is None else min(batch.N, TILES[-1].rows), M)
+
+
+def categories_at_once(B: int, C: int, rows: int, row_bytes: int) -> int:
     """Programs an item: enough to fill the device, as few as the workspace's bound asks."""
-    return max(1, min(C, triton.cdiv(PROGRAMS, B), WORKSPACE_BYTES // max(1, rows * width * 4)))
+    return max(1, min(C, triton.cdiv(PROGRAMS, B), WORKSPACE_BYTES // max(1, rows * row_bytes)))
 
 
-def _launch(
-    batch: Batch,
-    prototypes: Tensor,
-    patch_weights: Tensor | None,
-    prototype_weights: Tensor | None,
-    numbers: tuple[float, int, float, float, float],
-    per_patch: tuple[int, ...],
-) -> Plan:
-    """Allocate the results and run the kernels that the sizes ask for."""
-    C, M, D = prototypes.shape
-    bank = prototypes.reshape(C * M, D).contiguous()
-    floats = {"dtype": torch.float32, "device": bank.device}
-    distance, objective, error = (torch.empty(batch.B, C, **floats) for _ in range(3))
-    cost, score, f = (torch.empty(per_patch, **floats) for _ in range(3))
-    g = torch.empty(batch.B, C, M, **floats)
-    iterations = torch.empty(batch.B, C, dtype=torch.int32, device=bank.device)
-    plan = (distance, cost, score, objective, iterations, error, f, g)
-    if batch.B * C == 0:
-        return plan
-    with torch.cuda.device_of(bank):
-        inputs = (batch.rows, row_scales(batch.rows), bank, row_scales(bank), batch.offsets)
-        inputs = (*inputs, weights(patch_weights), weights(prototype_weights))
-        _run_kernels(batch, inputs, plan, (batch.N, len(batch.rows), M, C, D, *numbers))
-    return plan
+def _numbers(options: Options, M: int, D: int, half: bool, statistic: int) -> tuple[float, ...]:
+    epsilon, max_iterations, tolerance, relaxation = options
+    exponent = damping(relaxation, epsilon)
+    bounds = (rounding_slack(D, M), rounding_share(M, epsilon, half))
+    return (epsilon, max_iterations, tolerance, relaxation or 0.0, exponent, statistic, *bounds)
 
 
-def _run_kernels(batch: Batch, inputs: tuple[Tensor | None, ...], plan: Plan, numbers: tuple[float, ...]) -> None:
-    rows, _, bank = inputs[:3]
-    X, M, C = numbers[1:4]
-    kinds = product_kind(rows, bank) | {"PACKED": batch.offsets is not None}
-    tile = tile_for(min(batch.N, TILES[-1].rows) if batch.offsets is not None else batch.N, M)
+def _sections(batch: Batch, prototypes: Tensor) -> tuple[int, ...]:
+    """Sizes of the workspace's sections: scales of both inputs, q, K, its tops and row logarithms."""
+    (C, M, _), X = prototypes.shape, len(batch.rows)
+    scales = (2 * X, 2 * C * M)
+    tile = register_tile(batch, M)
+    if batch.B * C == 0 or (tile is not None and tile.rows >= batch.N):
+        return (*scales, 0, 0, 0, 0)
+    width, half = stream_for(M, "prototypes").width, streams_half(batch, prototypes)
+    S = categories_at_once(batch.B, C, X, width * (6 if half else 4))
+    return (*scales, S * X * width, S * X * width // 2 if half else 0, S * X if half else 0, S * X * 2)
+
+
+def _run_solvers(
+    batch: Batch, inputs: tuple[Tensor | None, ...], streamed: list[Tensor], plan: Plan, numbers: tuple[float, ...]
+) -> None:
+    (patches, _, bank), (_, X, M, C) = inputs[:3], numbers[:4]
+    kinds = product_kind(patches, bank) | {"PACKED": batch.offsets is not None}
+    tile = register_tile(batch, M)
     if tile is not None:
         shape = {"BN": tile.rows, "BM": tile.width, "num_warps": tile.warps, "num_stages": 2}
         register_kernel[(batch.B, C)](*inputs, *plan, *numbers, **kinds, **shape)
     if tile is None or tile.rows < batch.N:
         above = -1 if tile is None else tile.rows
-        stream = stream_for(M, "prototypes")
-        S = categories_at_once(batch.B, C, X, stream.width)
-        q = torch.empty(S, X, stream.width, dtype=torch.float32, device=rows.device)
-        row_logs = torch.empty(S, X, 2, dtype=torch.float32, device=rows.device)
+        stream, half = stream_for(M, "prototypes"), len(streamed[1]) > 0
+        q, k, tops, logs = streamed
+        S = len(logs) // (2 * X) if X else 1
         shape = {"BN": stream.fill_rows, "BC": stream.fill_width, "BT": stream.rows, "BM": stream.width}
-        shape |= {"num_warps": stream.warps, "num_stages": 2}
-        stream_kernel[(batch.B, S)](*inputs, q, row_logs, *plan, *numbers, above, **kinds, **shape)
+        shape |= {"num_warps": stream.warps, "num_stages": 2, "HALF": half}
+        memory = (q, k.view(torch.bfloat16), tops, logs)
+        stream_kernel[(batch.B, S)](*inputs, *memory, *plan, *numbers, above, **kinds, **shape)

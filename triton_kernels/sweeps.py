@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from .cosine import cosine_tile
+from .marginals import load_weights
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FLOOR = tl.constexpr(1e-31)  # (least row sum) x (least column sum): terms lost below 2^-126 stay under 1e-7 of the sums
@@ -44,48 +45,11 @@ STREAMS = (
 
 
 @triton.jit
-def item_span(p_offsets, i_b, N, PACKED: tl.constexpr):
-    """First row (int64) and number of rows of item i_b."""
-    if PACKED:
-        start = tl.load(p_offsets + i_b).to(tl.int64)
-        n = (tl.load(p_offsets + i_b + 1) - start).to(tl.int32)
-    else:
-        start = i_b.to(tl.int64) * N
-        n = N
-    return start, n
-
-
-@triton.jit
-def total_weight(p_w, n, BLOCK: tl.constexpr):
-    """Sum of n weights (n itself for None); NaN if one is negative or not finite, or if there is no mass."""
-    total = tl.cast(n, tl.float32)
-    if p_w is not None:
-        o_w = tl.arange(0, BLOCK)
-        b_sum = tl.zeros([BLOCK], tl.float32)
-        for i in range(0, n, BLOCK):
-            b_w = tl.load(p_w + i + o_w, mask=i + o_w < n, other=0.0)  # [BLOCK]
-            b_sum += tl.where(b_w >= 0.0, b_w, float("nan"))
-        total = tl.sum(b_sum, 0)
-    return tl.where((total > 0.0) & (total < float("inf")), total, float("nan"))
-
-
-@triton.jit
-def load_weights(p_w, o_w, m_w, total):
-    """Weights over their total, 0 where the mask is off."""
-    if p_w is not None:
-        b_w = tl.load(p_w + o_w, mask=m_w, other=0.0)
-    else:
-        b_w = m_w.to(tl.float32)
-    return b_w / total
-
-
-@triton.jit
 def fill(
     p_x, p_x_scale, start, n, X, p_y, p_y_scale, first, M, Y, D, p_q, scale,
     BN: tl.constexpr, BC: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write q[n, BM] = scale x cosines, -inf in columns beyond M. Return 0, or NaN if a cosine is NaN."""
-    poison = 0.0
+    """Write q[n, BM] = scale x cosines, -inf in columns beyond M."""
     M_blocks = tl.cdiv(M, BC) * BC  # known at run time only: a constant loop would be unrolled, which spills on gfx942
     for i_n in range(0, n, BN):
         o_n = i_n + tl.arange(0, BN)
@@ -97,13 +61,11 @@ def fill(
             b_q = cosine_tile(
                 p_x, p_x_scale, start + o_n, m_n, X, p_y, p_y_scale, first + o_m, m_m, Y, D, BN, BC, BD, DOT, PRECISION
             )  # [BN, BC]
-            poison += tl.sum(tl.sum(b_q * 0.0, 1), 0)
             b_q = tl.where(m_m[None, :], b_q * scale, float("-inf"))
             tl.store(p_rows + o_m[None, :], b_q, mask=m_n[:, None])
         for i_m in range(M_blocks, BM, BC):
             o_m = i_m + tl.arange(0, BC)
             tl.store(p_rows + o_m[None, :], tl.full([BN, BC], float("-inf"), tl.float32), mask=m_n[:, None])
-    return poison
 
 
 @triton.jit
@@ -141,7 +103,7 @@ def add_column_terms(b_q, b_l, b_a, b_top, b_sum):
 
 
 @triton.jit
-def far_column_sums(p_q, p_l, p_a, a_total, n, BT: tl.constexpr, BM: tl.constexpr):
+def far_column_sums(p_q, p_l, p_a, a_factor, a_sum, n, BT: tl.constexpr, BM: tl.constexpr):
     """log2 sum_n a_n 2^(q_nm - l_n), [BM], safe for columns of any distance."""
     b_top = tl.full([BM], float("-inf"), tl.float32)
     b_sum = tl.zeros([BM], tl.float32)
@@ -150,13 +112,13 @@ def far_column_sums(p_q, p_l, p_a, a_total, n, BT: tl.constexpr, BM: tl.constexp
         m_n = o_n < n
         b_q = load_rows(p_q, o_n, m_n, BM)  # [BT, BM]
         b_l = tl.load(p_l + o_n, mask=m_n, other=0.0)  # [BT]
-        b_a = load_weights(p_a, o_n, m_n, a_total)  # [BT]
+        b_a = load_weights(p_a, o_n, m_n, a_factor, a_sum)  # [BT]
         b_top, b_sum = add_column_terms(b_q, b_l, b_a, b_top, b_sum)
     return b_top + tl.log2(b_sum)
 
 
 @triton.jit
-def sweep(p_q, p_l_old, p_l, p_a, a_total, n, b_g, b_b, m_m, BT: tl.constexpr, BM: tl.constexpr):
+def sweep(p_q, p_l_old, p_l, p_a, a_factor, a_sum, n, b_g, b_b, m_m, BT: tl.constexpr, BM: tl.constexpr):
     """Write l[n] under G. Return log2 of the column sums under it [BM] and the row error of the plan (l_old, G)."""
     b_column = tl.zeros([BM], tl.float32)
     error = 0.0
@@ -165,7 +127,7 @@ def sweep(p_q, p_l_old, p_l, p_a, a_total, n, b_g, b_b, m_m, BT: tl.constexpr, B
         o_n = i_n + tl.arange(0, BT)
         m_n = o_n < n
         b_q = load_rows(p_q, o_n, m_n, BM)  # [BT, BM]
-        b_a = load_weights(p_a, o_n, m_n, a_total)  # [BT]
+        b_a = load_weights(p_a, o_n, m_n, a_factor, a_sum)  # [BT]
         b_old = tl.load(p_l_old + o_n, mask=m_n, other=0.0)  # [BT]
         b_e, b_sum, b_l = row_update(b_q, b_g, b_b)
         tl.store(p_l + o_n, b_l, mask=m_n)
@@ -177,30 +139,31 @@ def sweep(p_q, p_l_old, p_l, p_a, a_total, n, b_g, b_b, m_m, BT: tl.constexpr, B
     b_log = tl.log2(b_column) - b_g
     tl.debug_barrier()  # l, written by other threads, is read from here on
     if not near:
-        b_log = far_column_sums(p_q, p_l, p_a, a_total, n, BT, BM)
+        b_log = far_column_sums(p_q, p_l, p_a, a_factor, a_sum, n, BT, BM)
     return b_log, error
 
 
 @triton.jit
-def solve(
-    p_q, p_l, p_a, a_total, n, b_b, m_m, poison, max_iterations, tolerance, damping, BT: tl.constexpr, BM: tl.constexpr
+def solve_log_domain(
+    p_q, p_l, p_a, a_factor, a_sum, n, b_b, m_m, limit, tolerance, damping, BT: tl.constexpr, BM: tl.constexpr
 ):  # fmt: skip
-    """Iterate on q[n, BM] until the row error is at most `tolerance`, or max_iterations times if that is 0.
+    """Iterate on q[n, BM] until the row error is at most `tolerance`, or `limit` times if that is 0.
 
     Return G[BM], the iterations and the row error. After i of them, row (i + 1) % 2 of p_l[2, n] holds the plan's l and
     row i % 2 the one that the next row update would give: the plan's row sums are a 2^(l_next - l).
     """
     b_g = tl.zeros([BM], tl.float32)
-    b_log, error = sweep(p_q, p_l + n, p_l, p_a, a_total, n, b_g, b_b, m_m, BT, BM)
     iterations = 0
-    going = max_iterations > 0
+    error = 0.0
+    going = limit >= 0
     while going:
-        b_g = tl.where(m_m, -damping * b_log + poison, 0.0)
-        p_old = p_l + (iterations % 2) * n
-        iterations += 1
-        b_log, error = sweep(p_q, p_old, p_l + (iterations % 2) * n, p_a, a_total, n, b_g, b_b, m_m, BT, BM)
-        # false for a NaN error: a problem with a bad value stops at once
-        going = (iterations < max_iterations) & ((error > tolerance) | ((tolerance == 0.0) & (error >= 0.0)))
+        p_old, p_new = p_l + (iterations + 1) % 2 * n, p_l + iterations % 2 * n
+        b_log, error = sweep(p_q, p_old, p_new, p_a, a_factor, a_sum, n, b_g, b_b, m_m, BT, BM)
+        # the first sweep's error means nothing; a NaN error stops the problem at once
+        unmet = (iterations == 0) | (error > tolerance) | ((tolerance == 0.0) & (error >= 0.0))
+        going = (iterations < limit) & unmet
+        b_g = tl.where(going & m_m, -damping * b_log, b_g)
+        iterations += going.to(tl.int32)
     return b_g, iterations, error
 
 

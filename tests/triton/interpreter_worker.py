@@ -18,7 +18,9 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 def launch(launcher: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     """Call a launcher; `constants` are set in its module for the time of the call (small tables for small grids)."""
-    module = importlib.import_module(f"guardcore.triton_kernels.{launcher.removesuffix('_packed')}")
+    module = importlib.import_module(
+        f"guardcore.triton_kernels.{launcher.removesuffix('_out').removesuffix('_packed')}"
+    )
     shipped = {name: getattr(module, name) for name in constants}
     try:
         vars(module).update(constants)
@@ -27,9 +29,17 @@ def launch(launcher: str, arguments: tuple[Any, ...], constants: dict[str, Any])
         vars(module).update(shipped)
 
 
-def multiply_bfloat16() -> None:
-    """Mend tl.dot for bfloat16, which the interpreter of triton 3.8 keeps as uint16 and multiplies as bit patterns."""
-    multiply = InterpreterBuilder.create_dot
+def mend_bfloat16() -> None:
+    """Make bfloat16 what devices make of it: triton 3.8's interpreter multiplies its bit patterns in tl.dot, and cuts
+    off where it should round.
+    """
+    multiply, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def round_to_nearest(builder: InterpreterBuilder, source: TensorHandle, target: Any) -> TensorHandle:
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast(builder, source, target)
+        bits = torch.from_numpy(np.array(source.data)).bfloat16().view(torch.int16).numpy().view(np.uint16)
+        return TensorHandle(bits, tl.bfloat16)
 
     def widen(block: TensorHandle) -> TensorHandle:
         if block.data.dtype != np.uint16:
@@ -40,6 +50,7 @@ def multiply_bfloat16() -> None:
         return multiply(builder, widen(left), widen(right), *rest)
 
     InterpreterBuilder.create_dot = create_dot
+    InterpreterBuilder.cast_impl = InterpreterBuilder.create_fp_trunc = round_to_nearest
 
 
 def serve() -> None:
@@ -64,5 +75,5 @@ if __name__ == "__main__":
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)  # torch.empty is NaN: what a kernel leaves unwritten shows
     warnings.filterwarnings("ignore", category=RuntimeWarning)  # numpy's division by zero and overflow are defined here
-    multiply_bfloat16()
+    mend_bfloat16()
     serve()

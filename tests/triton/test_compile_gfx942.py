@@ -1,0 +1,16 @@
+"""Every launch class compiled for gfx942: see bench/gpu_compile.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.gpu_compile import CLASSES, TARGETS, complaints, compile_for, matrix, resources
+
+CELLS = [cell[1:] for cell in matrix() if cell[0] == "gfx942"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "name"), CELLS)
+def test_every_launch_class_fits(dtype: str, name: str) -> None:
+    needs = resources(compile_for(CLASSES[name], dtype, TARGETS["gfx942"]))
+    assert not complaints(needs, TARGETS["gfx942"], dot=CLASSES[name].dot), needs

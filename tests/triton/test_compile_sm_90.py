@@ -1,0 +1,16 @@
+"""Every launch class compiled for sm_90: see bench/gpu_compile.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.gpu_compile import CLASSES, TARGETS, complaints, compile_for, matrix, resources
+
+CELLS = [cell[1:] for cell in matrix() if cell[0] == "sm_90"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "name"), CELLS)
+def test_every_launch_class_fits(dtype: str, name: str) -> None:
+    needs = resources(compile_for(CLASSES[name], dtype, TARGETS["sm_90"]))
+    assert not complaints(needs, TARGETS["sm_90"], dot=CLASSES[name].dot), needs
