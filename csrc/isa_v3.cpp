@@ -18,7 +18,7 @@
 #define GUARDCORE_ISA v3
 #define GUARDCORE_WIDTH 8
 #define GUARDCORE_REGISTERS 16
-GUARDCORE_TARGET("arch=x86-64-v3")
+GUARDCORE_TARGET("arch=x86-64-v3", 256)
 #include "kernels/instance.h"
 GUARDCORE_TARGET_END
 

@@ -18,7 +18,7 @@
 #define GUARDCORE_ISA v4
 #define GUARDCORE_WIDTH 16
 #define GUARDCORE_REGISTERS 32
-GUARDCORE_TARGET("arch=x86-64-v4,prefer-vector-width=512")
+GUARDCORE_TARGET("arch=x86-64-v4", 512)
 #include "kernels/instance.h"
 GUARDCORE_TARGET_END
 

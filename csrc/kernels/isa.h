@@ -15,14 +15,16 @@
 #define GUARDCORE_HAS_LEVELS 0
 #endif
 
-// A macro's pragma, so that a target can be given in each compiler's own way.
+// GUARDCORE_TARGET(name, bits) ... GUARDCORE_TARGET_END: functions for that target, in vectors of that many bits, which
+// the compilers would halve by default. Each has its own way to say so.
 #define GUARDCORE_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define GUARDCORE_TARGET(target_name) \
-  GUARDCORE_PRAGMA(clang attribute push(__attribute__((target(target_name))), apply_to = function))
+#define GUARDCORE_TARGET(name, bits) \
+  GUARDCORE_PRAGMA(clang attribute push(__attribute__((target(name), min_vector_width(bits))), apply_to = function))
 #define GUARDCORE_TARGET_END _Pragma("clang attribute pop")
 #else
-#define GUARDCORE_TARGET(target_name) _Pragma("GCC push_options") GUARDCORE_PRAGMA(GCC target(target_name))
+#define GUARDCORE_TARGET(name, bits) \
+  _Pragma("GCC push_options") GUARDCORE_PRAGMA(GCC target(name, "prefer-vector-width=" #bits))
 #define GUARDCORE_TARGET_END _Pragma("GCC pop_options")
 #endif
 
