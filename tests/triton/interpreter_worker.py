@@ -17,14 +17,21 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
 def launch(launcher: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[torch.Tensor, ...]:
-    """Call a launcher; `constants` are set in its module for the time of the call (small tables for small grids)."""
+    """Call a launcher; `constants` are set in its module for the time of the call (small tables for small grids).
+
+    One that writes into its arguments gives them back: the floats and integers between its options and its workspace.
+    """
     module = importlib.import_module(
         f"guardcore.triton_kernels.{launcher.removesuffix('_out').removesuffix('_packed')}"
     )
     shipped = {name: getattr(module, name) for name in constants}
     try:
         vars(module).update(constants)
-        return getattr(module, launcher)(*arguments)
+        result = getattr(module, launcher)(*arguments)
+        if launcher.endswith("_out"):
+            last = max(i for i, argument in enumerate(arguments) if not torch.is_tensor(argument))
+            return arguments[last + 1 : -1]
+        return result
     finally:
         vars(module).update(shipped)
 

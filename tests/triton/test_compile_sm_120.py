@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.gpu_compile import CLASSES, TARGETS, complaints, compile_for, matrix, resources
+from bench.gpu_compile import CLASSES, TARGETS, compile_for, complaints, matrix, resources
 
 CELLS = [cell[1:] for cell in matrix() if cell[0] == "sm_120"]
 

@@ -1,4 +1,4 @@
-"""The GPU kernels compiled for devices that are not here: some classes of every device, and whether the checks can fail.
+"""The GPU kernels compiled for devices that are not here: some classes, and whether the checks can fail.
 
 The whole matrix is test_compile_<device>.py, a file a device, which pytest-xdist spreads over its workers.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from bench import gpu_compile
-from bench.gpu_compile import CLASSES, TARGETS, Resources, complaints, compile_for, resources
+from bench.gpu_compile import CLASSES, TARGETS, Resources, compile_for, complaints, resources
 from guardcore.triton_kernels import sinkhorn_kernels
 
 QUICK = [("sm_90", "fp32", "registers-256x32"), ("sm_90", "bf16", "stream-64"), ("gfx942", "bf16", "registers-64x16")]
