@@ -40,7 +40,7 @@ bench: $(VENV)/.built $(VENV)/.extras $(VENV)/.rivals
 
 # Our operators must not have become slower relative to their definitions, timed in the same run.
 bench-guard: $(VENV)/.built $(VENV)/.extras
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench/test_guard.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest bench/test_guard.py -rP --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist demo-out *.egg-info guardcore/_C*.so $(VENV)/.built

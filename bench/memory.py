@@ -27,7 +27,6 @@ from bench.rivals.contender import Solution, Task
 from bench.rivals.table import CONTENDERS
 
 CASE = Case("memory", "a large batch of CLIP ViT-L/14-336 images", (577,) * 256, 768, 16, 64)
-MOST = 16 << 30  # bytes of data a child may allocate; more counts as not fitting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,34 +49,42 @@ def run(args: Namespace) -> None:
         results_file.append("memory", rows)
 
 
+def most() -> int:
+    """Bytes that a child may allocate, three quarters of what is free: needing more counts as not fitting."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) << 10
+    return free * 3 // 4
+
+
 def in_child(name: str, iterations: int) -> dict[str, Any]:
     """Measure one contender in a new process; why not, if it cannot."""
     if reason := CONTENDERS[name].why_not("batch", "cpu", 0.0):
         return {"reason": reason}
+    bound = most()
     context = multiprocessing.get_context("spawn")  # a fork would inherit the parent's pages
     ours, theirs = context.Pipe()
-    process = context.Process(target=report, args=(name, iterations, theirs))
+    process = context.Process(target=report, args=(name, iterations, bound, theirs))
     process.start()
     theirs.close()
     try:
         return json.loads(ours.recv())
     except EOFError:
-        return {"reason": f"does not fit into {MOST >> 30} GiB"}
+        return {"reason": f"does not fit into {bound / 1e9:.0f} GB"}
     finally:
         process.join()
 
 
-def report(name: str, iterations: int, pipe: Connection) -> None:
+def report(name: str, iterations: int, bound: int, pipe: Connection) -> None:
     """Send the measurement, from the child."""
     threads.limit(1)
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST, MOST))
+    resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
     try:
         with torch.inference_mode():
             pipe.send(json.dumps(measure(name, iterations)))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "alloc" not in str(error).lower():
             raise
-        pipe.send(json.dumps({"reason": f"does not fit into {MOST >> 30} GiB"}))
+        pipe.send(json.dumps({"reason": f"does not fit into {bound / 1e9:.0f} GB"}))
 
 
 def measure(name: str, iterations: int) -> dict[str, Any]:
