@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from guardcore import ops
@@ -244,6 +246,19 @@ def test_memory_is_not_shared():
 def test_out_is_what_the_helper_makes(out):
     with pytest.raises(TypeError, match=r"^out must be what ops\.sinkhorn_buffers makes"):
         Problem("sinkhorn").run(out=out)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_gpu_buffers_have_the_workspace_that_the_launchers_ask_for(op):
+    pytest.importorskip("triton")
+    kernels = importlib.import_module(f"guardcore.triton_kernels.{op.removesuffix('_packed')}")
+    problem = Problem(op)
+    with FakeTensorMode() as mode:
+        for tensors in (problem.points, problem.sizes):
+            tensors.update((k, mode.from_tensor(v).cuda()) for k, v in tensors.items() if torch.is_tensor(v))
+        made = problem.buffers()
+        assert {tensor.device.type for tensor in made} == {"cuda"}
+        assert made.workspace.shape == (kernels.workspace_numel(**problem.points, **problem.sizes),)
 
 
 def launcher(monkeypatch: pytest.MonkeyPatch, numel: int) -> tuple[Any, list[tuple[Any, ...]]]:
