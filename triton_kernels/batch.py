@@ -34,6 +34,11 @@ def batch_of(patches: Tensor, cu_seqlens: Tensor | None) -> Batch:
     return dense(patches) if cu_seqlens is None else packed(patches, cu_seqlens)
 
 
+def shape_of(patches: Tensor, cu_seqlens: Tensor | None) -> Batch:
+    """A batch of the same sizes and dtype without values, for patches of any layout."""
+    return batch_of(patches.new_empty(patches.shape, device="meta"), cu_seqlens)
+
+
 def streams_half(batch: Batch, prototypes: Tensor) -> bool:
     """Whether K is streamed as bfloat16: for bfloat16 inputs, whose own rounding costs more (docs/decisions/0011)."""
     return batch.rows.dtype == prototypes.dtype == torch.bfloat16

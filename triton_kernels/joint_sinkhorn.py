@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch, batch_of, damping, rows, streams_half, weights
+from .batch import Batch, batch_of, damping, rows, shape_of, streams_half, weights
 from .cosine import cosine_tile, fp32_precision, product_kind, write_row_scales
 from .half_sweeps import solve_streamed
 from .marginals import broken_rows, item_span, load_weights, simplex
@@ -174,7 +174,7 @@ def workspace_numel(
     cu_seqlens: Tensor | None = None,
 ) -> int:
     """Float32 numbers that a launch on tensors of these shapes and dtypes needs as its workspace."""
-    return numel(_sections(batch_of(patches, cu_seqlens), prototypes))
+    return numel(_sections(shape_of(patches, cu_seqlens), prototypes))
 
 
 def _with_workspace(

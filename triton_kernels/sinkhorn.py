@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from .batch import Batch, batch_of, damping, rows, streams_half, weights
+from .batch import Batch, batch_of, damping, rows, shape_of, streams_half, weights
 from .cosine import product_kind, write_row_scales
 from .screening import NO_SCREENING, rounding_share, rounding_slack
 from .sinkhorn_kernels import register_kernel, stream_kernel
@@ -89,7 +89,7 @@ def sinkhorn_packed_out(patches: Tensor, cu_seqlens: Tensor, prototypes: Tensor,
 
 def workspace_numel(patches: Tensor, prototypes: Tensor, cu_seqlens: Tensor | None = None) -> int:
     """Float32 numbers that a launch on tensors of these shapes and dtypes needs as its workspace."""
-    return numel(_sections(batch_of(patches, cu_seqlens), prototypes))
+    return numel(_sections(shape_of(patches, cu_seqlens), prototypes))
 
 
 def empty_plan(prototypes: Tensor, B: int, per_patch: tuple[int, ...]) -> Plan:

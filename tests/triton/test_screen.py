@@ -1,4 +1,4 @@
-"""Screening on the GPU under the interpreter: bounds that hold in float64, and plans as if nothing had been screened."""
+"""Screening on the GPU under the interpreter: bounds that hold in float64, and plans as without it."""
 
 from __future__ import annotations
 
