@@ -14,7 +14,7 @@
 #define GUARDCORE_ISA vnni
 #define GUARDCORE_WIDTH 16
 #define GUARDCORE_REGISTERS 32
-GUARDCORE_TARGET("arch=x86-64-v4,avx512vnni,prefer-vector-width=512")
+GUARDCORE_TARGET("arch=x86-64-v4,avx512vnni", 512)
 #include "kernels/quantized.h"
 GUARDCORE_TARGET_END
 
