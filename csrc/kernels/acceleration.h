@@ -60,7 +60,7 @@ class Leaps {
   const float* step() const { return step_; }
 
   const bool wanted;
-  float* const ratio;  // [padded prototypes], set by the caller: w_m, 1 where b is 0; NaN if the point is out of range
+  float* const ratio;  // [padded prototypes], set by the caller: w_m, 1 where b is 0
 
  private:
   LeapSums sums() const;

@@ -3,7 +3,7 @@
 //   K_mn = exp((s_n - C_nm) / epsilon),  v_m = b_m exp(g_m / epsilon),  row_n = sum_m v_m K_mn,  u_n = a_n / row_n,
 //   column_m = sum_n u_n K_mn,  v_m = b_m column_m^-damping,  f_n = s_n - epsilon log row_n.
 //
-// One sweep over K makes row_n, u_n and column_m.
+// One sweep over K makes row_n, u_n and column_m. Where float32's range does not do, K is centered elsewhere: center.h.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "acceleration.h"
+#include "center.h"
 #include "elementary.h"
 #include "isa.h"
 #include "plan.h"
@@ -44,9 +45,6 @@ static void kernel_tile(const Problem& q, const float* cost, const float* shift,
   });
 }
 
-// Entries of K below 1e-38 are lost. That is harmless while the sums they would join are larger, relatively, than this.
-constexpr float kLostShare = 1e-28f, kLargest = 1e30f;
-
 // v_m = b_m column_m^-damping, 0 where b is padded. Returns the largest v, or infinity if a column sum is too small to
 // trust.
 static float update_columns(const Problem& q, const float* b, const float* column, float largest_u, float* v) {
@@ -71,12 +69,11 @@ static float update_columns(const Problem& q, const float* b, const float* colum
   return most;
 }
 
-// The mass on each prototype over its demand: NaN throughout if the point is out of range.
-inline void mass_over_demand(const Problem& q, const Workspace& w, bool in_range, float* ratio) {
-  const Vector unit = Vector{} + (in_range ? 1 : std::numeric_limits<float>::quiet_NaN());
+// The mass on each prototype over its demand.
+inline void mass_over_demand(const Problem& q, const Workspace& w, float* ratio) {
   for (int64_t m = 0; m < padded(q.prototypes); m += kWidth) {
     const Vector b = load(w.b + m);
-    store(ratio + m, b > 0 ? unit * load(w.v + m) * load(w.column + m) / b : unit);
+    store(ratio + m, b > 0 ? load(w.v + m) * load(w.column + m) / b : Vector{} + 1);
   }
 }
 
@@ -91,10 +88,27 @@ static float move_columns(const Problem& q, const float* __restrict step, float*
   return largest;
 }
 
-// f, mass and per_row from the last two row updates.
-static void finish_rows(const Problem& q, Workspace& w) {
+// The column update, or a leap in its place. Returns the largest v.
+inline float next_columns(const Problem& q, Workspace& w, bool leap, const Leaps& leaps, float largest_u,
+                          Center& center) {
+  if (leap) return move_columns(q, leaps.step(), w.v);
+  if (q.options.damping != 1 && !center.h.empty()) return exact_columns(q, w, largest_u, center);
+  const float largest_v = update_columns(q, w.b, w.column, largest_u, w.v);
+  return largest_v < kLargest ? largest_v : exact_columns(q, w, largest_u, center);
+}
+
+// A sweep from v to the next rows and columns, around another center if need be.
+inline Sweep sweep_in_range(const Problem& q, Workspace& w, float largest_v, bool want_columns, Center& center) {
+  const Sweep done = sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, want_columns);
+  const bool in_range = done.smallest_row > kLostShare * largest_v && done.largest_u < kLargest && largest_v < kLargest;
+  if (in_range) return done;
+  recenter_at_v(q, w, center);
+  return sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, want_columns);
+}
+
+// f, mass, per_row and g from the last two row updates and v.
+static void finish(const Problem& q, Workspace& w, const Center& center) {
   const float* __restrict a = w.a;
-  const float* __restrict shift = w.shift;
   const float* __restrict row = w.row;
   const float* __restrict next = w.next_row;
   float* __restrict f = w.f;
@@ -103,42 +117,40 @@ static void finish_rows(const Problem& q, Workspace& w) {
   const float epsilon = static_cast<float>(q.options.epsilon);
 #pragma omp simd
   for (int64_t n = 0; n < q.stride; ++n) {
-    f[n] = shift[n] - epsilon * logarithm(row[n]);
+    f[n] = w.origin[n] - epsilon * logarithm(row[n]);
     mass[n] = a[n] * next[n] / row[n];
     per_row[n] = 1.0f / next[n];
   }
+  if (center.moved) std::copy(center.f.begin(), center.f.end(), w.f);
+#pragma omp simd
+  for (int64_t m = 0; m < q.prototypes; ++m) w.g[m] = epsilon * logarithm(w.v[m] / w.b[m]);
+  if (center.h.empty()) return;
+  for (int64_t m = 0; m < q.prototypes; ++m) w.g[m] = static_cast<float>(center.h[m] + w.g[m]);
 }
 
-// Solve in the kernel domain; w.cost, w.shift, w.a and w.b are set. False if the numbers leave the range where float32
-// loses nothing.
-inline bool solve_in_kernel_domain(const Problem& q, Workspace& w) {
-  kernel_tile(q, w.cost, w.shift, w.kernel);
+// w.cost, w.shift, w.a and w.b are set; leaves the plan in w.
+static void solve(const Problem& q, Workspace& w) {
+  std::copy(w.shift, w.shift + q.stride, w.origin);
+  kernel_tile(q, w.cost, w.origin, w.kernel);
   std::copy(w.b, w.b + q.prototypes, w.v);
   std::fill(w.u, w.u + q.stride, 0.0f);
-  Sweep last = sweep(q, w.kernel, w.a, w.v, w.row, w.u, w.lanes, w.column, true);
-  bool in_range = last.smallest_row > kLostShare;  // v = b, at most 1
+  std::fill(w.row, w.row + q.stride, 1.0f);
+  Center center;
+  Sweep last = sweep_in_range(q, w, 1, true, center);
   Leaps leaps(q.options, w.b, q.prototypes, w.leaps);
   for (int64_t iteration = 1;; ++iteration) {
-    if (leaps.wanted) mass_over_demand(q, w, in_range, leaps.ratio);
-    const bool leap = leaps.wanted && leaps.decide(iteration);
-    if (!leap && !in_range) return false;
-    const float largest_v =
-        leap ? move_columns(q, leaps.step(), w.v) : update_columns(q, w.b, w.column, last.largest_u, w.v);
-    if (!leap && !(largest_v < kLargest)) return false;
-    const bool more = iteration < q.options.max_iterations;
-    last = sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, more);
-    in_range = last.smallest_row > kLostShare * largest_v && last.largest_u < kLargest && largest_v < kLargest;
-    w.iterations = static_cast<int32_t>(iteration);
-    w.marginal_error = last.row_error;
-    if (!leap && in_range && stops(q.options, iteration, last.row_error)) break;
     std::swap(w.row, w.next_row);
     std::swap(w.column, w.next_column);
+    center.moved = false;
+    if (leaps.wanted) mass_over_demand(q, w, leaps.ratio);
+    const bool leap = leaps.wanted && leaps.decide(iteration);
+    const float largest_v = next_columns(q, w, leap, leaps, last.largest_u, center);
+    last = sweep_in_range(q, w, largest_v, iteration < q.options.max_iterations, center);
+    w.iterations = static_cast<int32_t>(iteration);
+    w.marginal_error = last.row_error;
+    if (!leap && stops(q.options, iteration, last.row_error)) break;
   }
-  finish_rows(q, w);
-  const float rate = static_cast<float>(-q.options.epsilon * q.options.damping);
-#pragma omp simd
-  for (int64_t m = 0; m < q.prototypes; ++m) w.g[m] = rate * logarithm(w.column[m]);
-  return true;
+  finish(q, w, center);
 }
 
 }  // namespace guardcore::GUARDCORE_ISA

@@ -53,12 +53,13 @@ class Workspace {
   Workspace(int64_t patches, int64_t prototypes, int64_t width) {
     const int64_t n = padded(patches), m = padded(prototypes), tile = n * prototypes;
     memory_.reset(
-        new (std::align_val_t{64}) float[n * width + kLanes * padded(width) + 2 * tile + 8 * n + (kLanes + 9) * m]);
+        new (std::align_val_t{64}) float[n * width + kLanes * padded(width) + 2 * tile + 9 * n + (kLanes + 9) * m]);
     float* next = memory_.get();
     panels = std::exchange(next, next + n * width);
     scratch = std::exchange(next, next + kLanes * padded(width));
     for (float** array : {&cost, &kernel}) *array = std::exchange(next, next + tile);
-    for (float** array : {&a, &shift, &row, &next_row, &u, &f, &mass, &per_row}) *array = std::exchange(next, next + n);
+    for (float** array : {&a, &shift, &origin, &row, &next_row, &u, &f, &mass, &per_row})
+      *array = std::exchange(next, next + n);
     for (float** array : {&b, &v, &g, &column, &next_column}) *array = std::exchange(next, next + m);
     lanes = std::exchange(next, next + kLanes * m);
     leaps = next;
@@ -69,6 +70,7 @@ class Workspace {
   float* cost;                                                 // [prototypes][stride]
   float* kernel;                                               // blocks of [prototypes][columns]
   float *a, *shift, *row, *next_row, *u, *f, *mass, *per_row;  // [stride]
+  float* origin;                                               // [stride], taken out of the rows of the kernel tile
   float *b, *v, *g, *column, *next_column;                     // [prototypes], padded with b = 0
   float* lanes;                                                // [padded prototypes][kWidth], column sums lane by lane
   float* leaps;                                                // [4][padded prototypes], of acceleration.h

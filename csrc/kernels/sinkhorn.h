@@ -3,8 +3,6 @@
 //   T_nm = a_n b_m exp((f_n + g_m - C_nm) / epsilon)
 //   rows:    f_n = -epsilon log sum_m b_m exp((g_m - C_nm) / epsilon)
 //   columns: g_m = -epsilon damping log sum_n a_n exp((f_n - C_nm) / epsilon),  damping = 1 or rho / (rho + epsilon)
-//
-// A problem whose numbers leave the range where float32 loses nothing to underflow is solved again in the log domain.
 #pragma once
 
 #include <algorithm>
@@ -13,15 +11,9 @@
 
 #include "isa.h"
 #include "kernel_domain.h"
-#include "log_domain.h"
 #include "plan.h"
 
 namespace guardcore::GUARDCORE_ISA {
-
-// w.cost, w.shift and w.a are set; leaves the plan in w.
-static void solve(const Problem& q, Workspace& w) {
-  if (!solve_in_kernel_domain(q, w)) solve_in_log_domain(q, w);
-}
 
 // score[n] = sum_m p(m | n) C_nm, patch n's mean cost under its conditional plan. Rounding must not take it below the
 // row's minimum: categories are cleared by that bound.

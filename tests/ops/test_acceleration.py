@@ -124,7 +124,7 @@ def test_at_small_epsilon_a_third_of_the_sweeps_is_enough(draw):
 def test_the_kernel_takes_the_same_leaps(draw, epsilon, tolerance):
     """Rounding may turn a decision, so counts are compared roughly, and results by what the tolerance implies.
 
-    At 0.003 most problems leave float32's range and leap in the log domain.
+    At 0.003 most problems leave the range of float32, so that leaps cross changes of the center.
     """
     patches, prototypes = draw("clustered", 2, 70, 4, 12, D=24)
     options = {"epsilon": epsilon, "max_iterations": 2000, "tolerance": tolerance}

@@ -67,7 +67,7 @@ def test_any_width(draw, D):
 
 @pytest.mark.parametrize("epsilon", [0.1, 0.05, 0.02, 0.01, 0.005])
 def test_agrees_with_the_definition_down_to_small_epsilon(draw, epsilon):
-    """At 0.005 the kernel domain underflows and the log domain takes over."""
+    """At 0.005 scalings leave the range of float32 and the kernel tile is centered anew."""
     patches, prototypes = draw("clustered", 2, 40, 3, 9)
     options = {"epsilon": epsilon, "max_iterations": 200, "tolerance": 0.0}
     got = ops.sinkhorn(patches, prototypes, **options)
