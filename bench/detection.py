@@ -23,7 +23,8 @@ from bench import detection_metrics as metrics
 from bench import detection_report
 from bench.detection_data import Data, Split, collect
 from guardcore.detector.conformal import Calibration
-from guardcore.detector.detector import Detector, Measurement, measure
+from guardcore.detector.detector import Detector
+from guardcore.detector.measurement import Measurement, measure
 from guardcore.detector.patch_levels import mask_threshold, quantiles_of
 from guardcore.detector.regions import Lattice
 from guardcore.detector.scoring import Scoring

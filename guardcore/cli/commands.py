@@ -57,6 +57,7 @@ def screen(
     patches: options.Patches = "tokens",
     scoring: options.Scoring = None,
     calibration: options.Calibration = None,
+    decisions_only: options.DecisionsOnly = False,
     cache: options.Cache = None,
     report_format: options.ReportFormat = options.Format.table,
     output: options.Output = None,
@@ -90,7 +91,7 @@ def screen(
         from guardcore.cli.screen import ScreenJob, Setup
 
         job = ScreenJob(
-            setup=Setup(encoder, policy, patches, scoring, calibration, cache, batch_size),
+            setup=Setup(encoder, policy, patches, scoring, calibration, cache, batch_size, decisions_only),
             reading=options.reading(max_bytes, max_pixels, alpha, threads),
             format=report_format.value,
             output=output,

@@ -73,6 +73,15 @@ Scoring = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+DecisionsOnly = Annotated[
+    bool,
+    typer.Option(
+        "--decisions-only",
+        help="Clear pictures by bounds alone where that is proof enough; they get certificates, no scores. "
+        "For --scoring normalized.",
+        rich_help_panel=MODEL,
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(

@@ -49,6 +49,7 @@ class Setup:
     calibration: Path | None = None
     cache: Path | None = None
     batch_size: int = 4
+    decisions_only: bool = False
 
     @property
     def policy_name(self) -> str:
@@ -83,6 +84,7 @@ def build_detector(setup: Setup) -> Detector:
             calibration=calibration,
             patches=patches,
             scoring=scoring,
+            decisions_only=setup.decisions_only,
             batch_size=setup.batch_size,
             cache_dir=setup.cache,
         )

@@ -221,7 +221,7 @@ class Measures(Protocol):
         """What the statistics depend on."""
 
     def measure_batches(self, images: Iterable[Any]) -> Iterator[Any]:
-        """Yield a `guardcore.detector.detector.Measurement` or a ScreenError per picture."""
+        """Yield a `guardcore.detector.measurement.Measurement` or a ScreenError per picture."""
 
 
 def calibrate(

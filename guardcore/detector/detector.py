@@ -7,19 +7,18 @@ import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from guardcore.detector.clearing import Clearance, check_bounded, measure_suspects
 from guardcore.detector.conformal import Calibration
-from guardcore.detector.judging import judge, judge_error
-from guardcore.detector.packing import PackedPatches
+from guardcore.detector.judging import flag_thresholds, judge, judge_clearance, judge_error
+from guardcore.detector.measurement import Measurement, measure
 from guardcore.detector.prefetch import prefetch
 from guardcore.detector.probes import probe_pictures
 from guardcore.detector.scoring import Scoring, Weights
@@ -30,22 +29,8 @@ from guardcore.policy.policy import Policy
 from guardcore.prototypes.bank import FingerprintError, PrototypeBank, image_cost_spread
 
 T = TypeVar("T")
-SHIPPED = "calibration-builtin-demo.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """What a scoring rule says of one picture, before any threshold.
-
-    statistic, distance: float64 [C]; patch_scores: fp32 [C, N]; boxes: int64 [N, 4] or None for `views`; size: width,
-        height.
-    """
-
-    statistic: NDArray[np.float64]
-    distance: NDArray[np.float64]
-    patch_scores: NDArray[np.float32]
-    boxes: NDArray[np.int64] | None
-    size: tuple[int, int]
+# Of the built-in encoder and the demonstration policy, each for a scoring rule at its default settings.
+SHIPPED = ("calibration-builtin-demo.json", "calibration-builtin-demo-normalized.json")
 
 
 class Detector:
@@ -60,6 +45,9 @@ class Detector:
         patches: how pictures become patches.
         scoring: the rule and its settings, or text for `Scoring.parse`.
         weights, relative_epsilon: replace these settings of `scoring`.
+        decisions_only: where only flags, actions and regions of flagged pictures are wanted, clear pictures by bounds
+            alone (`guardcore.ops.sinkhorn_screen`). A cleared picture has certificates in place of scores; every other
+            one gets the verdict that it would get anyway. For the rule `normalized` with pool 1.
         batch_size: pictures that are processed together, and tiles an encoder call; >= 1.
         cache_dir: where to keep the policy's embeddings; None = embed them anew.
 
@@ -67,7 +55,8 @@ class Detector:
         FingerprintError: the calibration belongs to another encoder, policy, patch mode or scoring; the message names
             which.
         CalibrationError: the calibration can't be read.
-        ValueError: a setting is out of its range, or the rule needs neutral anchors and the policy has none.
+        ValueError: a setting is out of its range, the rule needs neutral anchors and the policy has none, or it has no
+            bound and `decisions_only` is set.
     """
 
     def __init__(
@@ -80,6 +69,7 @@ class Detector:
         scoring: Scoring | str = Scoring(),  # noqa: B008 - frozen
         weights: Weights | None = None,
         relative_epsilon: float | None = None,
+        decisions_only: bool = False,
         batch_size: int = 32,
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -95,6 +85,9 @@ class Detector:
             relative_epsilon=scoring.relative_epsilon if relative_epsilon is None else relative_epsilon,
         )
         self.batch_size = batch_size
+        self.decisions_only = decisions_only
+        if decisions_only:
+            check_bounded(self.scoring)
         with torch.inference_mode():
             self.bank = (
                 PrototypeBank.cached(policy, encoder, cache_dir) if cache_dir else PrototypeBank.build(policy, encoder)
@@ -147,7 +140,7 @@ class Detector:
         if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             raise TypeError(f"images: expected a PIL image or a sequence of them; got {type(images).__name__}")
         batches = _batched(images, self.batch_size)
-        return list(self._judge(found for batch in batches for found in self._measure(self._embed(batch))))
+        return list(self._judge(found for batch in batches for found in self._look(self._embed(batch))))
 
     def screen_batches(
         self, images: Iterable[Image.Image | Exception], batch_size: int | None = None
@@ -158,13 +151,21 @@ class Detector:
         as it goes) is decoded while earlier pictures are encoded. At most seven batches exist at a time. An exception
         that the iterable raises is raised after the verdicts before it; closing the generator stops the threads.
         """
-        with closing(self.measure_batches(images, batch_size)) as measured:
-            yield from self._judge(measured)
+        with closing(self._stream(images, batch_size, self._look)) as found:
+            yield from self._judge(found)
 
     def measure_batches(
         self, images: Iterable[Image.Image | Exception], batch_size: int | None = None
     ) -> Generator[Measurement | ScreenError, None, None]:
-        """`screen_batches` without policy and calibration: scores only, for calibration and benchmarks."""
+        """`screen_batches` without policy and calibration: scores of all pictures, for calibration and benchmarks."""
+        yield from self._stream(images, batch_size, self._measure)
+
+    def _stream(
+        self,
+        images: Iterable[Image.Image | Exception],
+        batch_size: int | None,
+        look: Callable[[Sequence[PatchSet | ScreenError]], Sequence[T]],
+    ) -> Generator[T, None, None]:
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size: expected at least 1; got {size!r}")
@@ -172,7 +173,7 @@ class Detector:
         embedded = prefetch(_mapped(self._embed, decoded))
         try:
             for sets in embedded:
-                yield from self._measure(sets)
+                yield from look(sets)
         finally:
             embedded.close()
 
@@ -195,15 +196,22 @@ class Detector:
 
     @torch.inference_mode()
     def _measure(self, sets: Sequence[PatchSet | ScreenError]) -> list[Measurement | ScreenError]:
-        sound = [item for item in sets if isinstance(item, PatchSet)]
-        measured = iter(measure(sound, self.bank, self.scoring)) if sound else iter(())
-        return [next(measured) if isinstance(item, PatchSet) else item for item in sets]
+        return _of_sound(sets, lambda sound: measure(sound, self.bank, self.scoring))
 
-    def _judge(self, measured: Iterable[Measurement | ScreenError]) -> Iterator[Verdict]:
+    @torch.inference_mode()
+    def _look(self, sets: Sequence[PatchSet | ScreenError]) -> Sequence[Measurement | Clearance | ScreenError]:
+        if not self.decisions_only:
+            return self._measure(sets)
+        thresholds = flag_thresholds(self.policy, self.calibration)
+        return _of_sound(sets, lambda sound: measure_suspects(sound, self.bank, self.scoring, thresholds))
+
+    def _judge(self, seen: Iterable[Measurement | Clearance | ScreenError]) -> Iterator[Verdict]:
         fingerprint = self.fingerprint
-        for found in measured:
+        for found in seen:
             if isinstance(found, ScreenError):
                 yield judge_error(found, self.policy, fingerprint)
+            elif isinstance(found, Clearance):
+                yield judge_clearance(found, self.policy, self.calibration, fingerprint)
             else:
                 yield judge(found, self.policy, self.calibration, fingerprint)
 
@@ -215,16 +223,17 @@ class Detector:
         return found
 
     def _shipped_calibration(self) -> Calibration | None:
-        shipped = files("guardcore") / "data" / SHIPPED
-        if not shipped.is_file():
-            return None
-        with as_file(shipped) as path:
-            calibration = Calibration.load(path)
-        try:
-            calibration.check(self.parts)
-        except FingerprintError:
-            return None
-        return calibration
+        for name in SHIPPED:
+            with as_file(files("guardcore") / "data" / name) as path:
+                if not path.is_file():
+                    continue
+                calibration = Calibration.load(path)
+            try:
+                calibration.check(self.parts)
+            except FingerprintError:
+                continue
+            return calibration
+        return None
 
     def _cost_spread(self) -> float:
         """The calibration's spread, or that on the probe pictures."""
@@ -236,25 +245,13 @@ class Detector:
         return image_cost_spread(torch.cat([probe.embeddings for probe in probes]), self.bank)
 
 
-def measure(sets: Sequence[PatchSet], bank: PrototypeBank, scoring: Scoring) -> list[Measurement | ScreenError]:
-    """Score embedded pictures; one whose scores are not finite becomes an error, the others are not touched."""
-    packed = PackedPatches.pack(sets)
-    scores = scoring.score(packed, bank)
-    edges = packed.cu_seqlens.tolist()
-    patch = scores.patch.float().cpu().numpy()
-    statistic, distance = scores.statistic.double().cpu().numpy(), scores.distance.double().cpu().numpy()
-    return [
-        _measurement(statistic[i], distance[i], patch[:, edges[i] : edges[i + 1]], item) for i, item in enumerate(sets)
-    ]
-
-
-def _measurement(
-    statistic: NDArray[np.float64], distance: NDArray[np.float64], patch: NDArray[np.float32], item: PatchSet
-) -> Measurement | ScreenError:
-    if not all(np.isfinite(values).all() for values in (statistic, distance, patch)):
-        return ScreenError("non-finite-embedding", "the encoder gave NaN or infinity for this picture")
-    boxes = None if item.boxes is None else item.boxes.cpu().numpy()
-    return Measurement(statistic, distance, np.ascontiguousarray(patch), boxes, item.size)
+def _of_sound(
+    sets: Sequence[PatchSet | ScreenError], look: Callable[[list[PatchSet]], Sequence[T]]
+) -> list[T | ScreenError]:
+    """What `look` says of the pictures that were embedded, errors in their places."""
+    sound = [item for item in sets if isinstance(item, PatchSet)]
+    seen = iter(look(sound) if sound else ())
+    return [next(seen) if isinstance(item, PatchSet) else item for item in sets]
 
 
 def _decoded(item: object) -> Image.Image | ScreenError:

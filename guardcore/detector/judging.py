@@ -19,7 +19,7 @@ _STRICTNESS: dict[Action, int] = {"allow": 0, "review": 1, "block": 2}
 
 
 class Measured(Protocol):
-    """Scores of one picture; `guardcore.detector.detector.Measurement` has the shapes."""
+    """Scores of one picture; `guardcore.detector.measurement.Measurement` has the shapes."""
 
     @property
     def statistic(self) -> NDArray[np.float64]:
@@ -75,6 +75,48 @@ def judge(measured: Measured, policy: Policy, calibration: Calibration | None, f
     )
 
 
+class Cleared(Protocol):
+    """A picture without findings; `guardcore.detector.clearing.Clearance` has the shapes."""
+
+    @property
+    def bound(self) -> NDArray[np.float32]:
+        """Of each category, [C]."""
+
+    @property
+    def boxes(self) -> NDArray[np.int64] | None:
+        """Of each patch, [N, 4]."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+
+
+def judge_clearance(cleared: Cleared, policy: Policy, calibration: Calibration | None, fingerprint: str) -> Verdict:
+    """The verdict of a picture whose bounds are above all `flag_thresholds`: `judge` would not find anything either.
+
+    It has certificates in place of scores, distances and statistics, and no regions.
+    """
+    names = [category.name for category in policy.categories]
+    error = _undecided(policy, calibration)
+    return Verdict(
+        flagged=False,
+        action=policy.on_error if error else "allow",
+        found=(),
+        scores=dict.fromkeys(names),
+        p_value=None,
+        distances={},
+        statistics={},
+        regions=(),
+        patch_scores=None,
+        patch_levels=None,
+        boxes=cleared.boxes,
+        size=cleared.size,
+        error=error,
+        fingerprint=fingerprint,
+        certificates=dict(zip(names, cleared.bound.tolist(), strict=True)),
+    )
+
+
 def judge_error(error: ScreenError, policy: Policy, fingerprint: str) -> Verdict:
     """The verdict of a picture that could not be scored: no figures, and the policy's on_error action."""
     return Verdict(False, policy.on_error, (), {}, None, {}, {}, (), None, None, None, (0, 0), error, fingerprint)
@@ -92,6 +134,30 @@ def find_categories(
     family = _family(policy)
     calibrated = np.where(family, adjusted <= calibration.target_fpr, calibration.p_values(statistic) <= own)
     return np.where(np.isneginf(thresholds), calibrated, found).astype(bool)
+
+
+def flag_thresholds(policy: Policy, calibration: Calibration | None) -> NDArray[np.float32]:
+    """The largest fp32 statistic at which `find_categories` finds each category, [C]; -inf where none is."""
+    family = _family(policy)
+    limits = np.array([-np.inf if each.threshold is None else each.threshold for each in policy.categories])
+    for c, category in enumerate(policy.categories):
+        if calibration is None or category.threshold is not None:
+            continue
+        if category.target_fpr is None:
+            limits[c] = _largest_found(calibration.statistics[:, family].min(axis=1), calibration.target_fpr)
+        else:
+            limits[c] = _largest_found(calibration.statistics[:, c], category.target_fpr)
+    rounded = limits.astype(np.float32)
+    return np.where(rounded > limits, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+
+
+def _largest_found(benign: Floats, target: float) -> float:
+    """The largest t with (1 + #{benign <= t}) / (n + 1) <= target."""
+    n = len(benign)
+    counts = int(((1 + np.arange(n + 1)) / (n + 1) <= target).sum())  # 0 ... counts - 1 benign ones may be as low
+    if counts in (0, n + 1):
+        return np.inf if counts else -np.inf
+    return float(np.nextafter(np.sort(benign)[counts - 1], -np.inf))
 
 
 def strictest(policy: Policy, found: Bools) -> Action:

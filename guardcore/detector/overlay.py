@@ -152,7 +152,7 @@ def _caption(sheet: _Sheet, verdict: Verdict) -> None:
     start = plate[2] + pad
     text = _fit(_headline(verdict), font, sheet.canvas.width - start - pad)
     sheet.draw.text((start, middle), text, font=font, fill=_PAPER, anchor="lm")
-    if verdict.error is None and verdict.boxes is not None:
+    if verdict.error is None and verdict.boxes is not None and verdict.patch_scores is not None:
         _scale(sheet, verdict, middle + sheet.text * 7 // 4)
 
 

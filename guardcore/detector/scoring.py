@@ -1,11 +1,9 @@
 """How unsafe is each patch, and each picture, for each category? One function a rule, all with the same signature.
 
-Shapes: B pictures, T patches of all of them, V encoded tiles, D width, C categories, M prototypes a category, A
-    anchors.
-Everywhere, lower means closer to the unsafe concept. A rule gives a score to each patch and category; the statistic
-of a picture is its lowest patch score (or the mean of the `pool` lowest), because a mean over all patches would
-dilute a small object away. Which figure is suspicious depends on rule, encoder and policy, and is calibrated
-(`guardcore.detector.conformal`), never copied.
+Shapes: B pictures, T patches of all of them, V encoded tiles, D width, C categories, M prototypes a category.
+Lower means closer to the unsafe concept. A rule gives a score to each patch and category; the statistic of a picture is
+its lowest patch score (or the mean of the `pool` lowest): a mean over all patches would dilute a small object away.
+Which figure is suspicious depends on rule, encoder and policy: `guardcore.detector.conformal` calibrates it.
 
 rule                   patch score [C, T]                                                          problems a picture
 normalized             sum_m T_nm C_nm / sum_m T_nm, the mass-normalized transport cost            C
@@ -37,7 +35,9 @@ Weights = Literal["uniform", "entropy", "inverse-entropy"]
 DEFAULT_RULE: Rule = "softmax"
 
 
-class _SolverOptions(TypedDict):
+class SolverOptions(TypedDict):
+    """See `guardcore.ops.sinkhorn`."""
+
     epsilon: float
     max_iterations: int
     tolerance: float
@@ -160,7 +160,8 @@ class Scoring:
         """The absolute epsilon: relative_epsilon times the bank's cost spread."""
         return self.relative_epsilon * bank.cost_spread
 
-    def _solver(self, bank: PrototypeBank) -> _SolverOptions:
+    def solver_options(self, bank: PrototypeBank) -> SolverOptions:
+        """Keyword arguments of the transport operators."""
         epsilon = self.epsilon(bank)
         relaxation = {"softmax": 0.0, "paper": None}.get(self.rule, self.marginal_relaxation)
         return {
@@ -175,18 +176,20 @@ _Part = tuple[Tensor, Tensor | None]
 
 
 def _normalized(packed: PackedPatches, bank: PrototypeBank, scoring: Scoring) -> _Part:
-    weights = _patch_weights(packed, bank, scoring)
+    weights = weights_of(packed, bank, scoring)
     prototypes, mass = _to(packed, bank.prototypes, bank.weights)
-    plan = sinkhorn_packed(packed.embeddings, packed.cu_seqlens, prototypes, weights, mass, **scoring._solver(bank))
+    plan = sinkhorn_packed(
+        packed.embeddings, packed.cu_seqlens, prototypes, weights, mass, **scoring.solver_options(bank)
+    )
     return plan.patch_score, plan.distance
 
 
 def _joint(packed: PackedPatches, bank: PrototypeBank, scoring: Scoring) -> _Part:
-    weights = _patch_weights(packed, bank, scoring)
+    weights = weights_of(packed, bank, scoring)
     prototypes, group, mass = _to(packed, *bank.joint())
     groups = len(bank.categories) + 1
     problem = (packed.embeddings, packed.cu_seqlens, prototypes, group, weights, mass)
-    plan = joint_sinkhorn_packed(*problem, num_groups=groups, **scoring._solver(bank))
+    plan = joint_sinkhorn_packed(*problem, num_groups=groups, **scoring.solver_options(bank))
     # 1 - p as the sum of the other groups' shares: near p = 1, where it matters, the difference would lose all digits.
     others = (1 - torch.eye(groups, device=plan.group_mass.device)[:-1]) @ plan.group_mass
     mass_of = packed_mean(plan.group_mass, packed.cu_seqlens, weights)[:, :-1]
@@ -201,10 +204,12 @@ def _paper(packed: PackedPatches, bank: PrototypeBank, scoring: Scoring) -> _Par
     patch score, statistic and p-value, and the picture is flagged by min_n d(n), as printed. Among equals a picture or
     region is named after the category at the smallest transport distance.
     """
-    weights = _patch_weights(packed, bank, scoring)
+    weights = weights_of(packed, bank, scoring)
     prototypes, present = _to(packed, bank.prototypes, bank.weights)
     mass = present if weights is None else present * _text_weights(prototypes, present, scoring)
-    plan = sinkhorn_packed(packed.embeddings, packed.cu_seqlens, prototypes, weights, mass, **scoring._solver(bank))
+    plan = sinkhorn_packed(
+        packed.embeddings, packed.cu_seqlens, prototypes, weights, mass, **scoring.solver_options(bank)
+    )
     return plan.patch_cost.sum(dim=0, keepdim=True).expand_as(plan.patch_cost), plan.distance
 
 
@@ -256,7 +261,7 @@ def unit(vectors: Tensor) -> Tensor:
     return scaled / length.clamp_min(1)
 
 
-def _patch_weights(packed: PackedPatches, bank: PrototypeBank, scoring: Scoring) -> Tensor | None:
+def weights_of(packed: PackedPatches, bank: PrototypeBank, scoring: Scoring) -> Tensor | None:
     """Weights [T] for the solver, which normalizes them per picture; entropies are at most log C, so exp is safe.
 
     A broken patch gets weight 1: its embedding spoils its own picture, a broken weight would stop the whole batch.

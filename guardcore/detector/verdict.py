@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,6 +57,8 @@ class Verdict:
         size: width and height of the original; (0, 0) if it could not be read.
         error: why the picture could not be judged, or None.
         fingerprint: SHA-256 over all that the verdict depends on but the picture.
+        certificates: of a picture that `decisions_only` cleared, a number for each category that its statistic is not
+            below, in exact arithmetic, and that is above the threshold at which the category is found; else empty.
     """
 
     flagged: bool
@@ -73,6 +75,7 @@ class Verdict:
     size: tuple[int, int]
     error: ScreenError | None
     fingerprint: str
+    certificates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def category(self) -> str | None:
@@ -112,6 +115,7 @@ class Verdict:
             "p_value": self.p_value,
             "distances": dict(self.distances),
             "statistics": dict(self.statistics),
+            "certificates": dict(self.certificates),
             "regions": [region.to_dict() for region in self.regions],
             "size": list(self.size),
             "error": None if self.error is None else {"kind": self.error.kind, "message": self.error.message},

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _ROW_GROUP = 1024  # rows that Parquet keeps in memory
+_FIGURES = ("scores", "distances", "statistics", "certificates")  # one number a category each
 
 
 class MissingExtra(ImportError):  # noqa: N818 - says what it is
@@ -63,6 +64,7 @@ def record(outcome: Outcome) -> dict[str, Any]:
         "scores": scores,
         "distances": known.get("distances", {}),
         "statistics": known.get("statistics", {}),
+        "certificates": known.get("certificates", {}),
         "regions": known.get("regions", []),
         "format": outcome.format,
         "size": known.get("size"),
@@ -162,7 +164,7 @@ class ParquetWriter:
     def write(self, outcome: Outcome) -> None:
         """Keep a row, and write a full row group."""
         row = record(outcome)
-        maps = {name: list(row[name].items()) for name in ("scores", "distances", "statistics")}
+        maps = {name: list(row[name].items()) for name in _FIGURES}
         self.rows.append({**row, **maps})
         if len(self.rows) == _ROW_GROUP:
             self._flush()
@@ -183,11 +185,17 @@ def _parquet_schema(arrow: Any) -> Any:
     figures = arrow.map_(text, real)
     region = arrow.struct({"category": text, "score": real, "box": arrow.list_(whole), "area": real})
     kinds = {"schema": arrow.int32(), "flagged": flag, "score": real, "p_value": real, "seconds": real}
-    kinds |= {"scores": figures, "distances": figures, "statistics": figures, "regions": arrow.list_(region)}
+    kinds |= {
+        "scores": figures,
+        "distances": figures,
+        "statistics": figures,
+        "certificates": figures,
+        "regions": arrow.list_(region),
+    }
     kinds |= {"found": arrow.list_(text), "notes": arrow.list_(text), "size": arrow.list_(whole)}
     kinds |= {"error": arrow.struct({"kind": text, "message": text})}
-    names = "schema path status action flagged found category score p_value scores distances statistics regions format"
-    names += " size notes error duplicate_of seconds heatmap redacted fingerprint"
+    names = "schema path status action flagged found category score p_value scores distances statistics certificates"
+    names += " regions format size notes error duplicate_of seconds heatmap redacted fingerprint"
     return arrow.schema([(name, kinds.get(name, text)) for name in names.split()])
 
 

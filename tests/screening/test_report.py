@@ -33,6 +33,7 @@ KEYS = [
     "scores",
     "distances",
     "statistics",
+    "certificates",
     "regions",
     "format",
     "size",
