@@ -59,7 +59,7 @@ def add_arguments(parser: ArgumentParser, cases: str) -> None:
     parser.add_argument("--tolerance", type=float, default=1e-4, help="L1 row error of mode `tolerance`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--budget", type=float, default=4.0, help="seconds a contender; slower ones run 3 rounds")
+    parser.add_argument("--budget", type=float, default=2.0, help="seconds a contender; slower ones run 3 rounds")
     parser.add_argument("--contenders", default="", help="comma-separated parts of names; guardcore always runs")
     parser.add_argument("--dry", action="store_true", help="append no rows to bench/results")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

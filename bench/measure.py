@@ -53,22 +53,24 @@ def once(run: Callable[[], object]) -> tuple[float, float]:
     return (time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3
 
 
-def interleave(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, budget: float = float("inf")
-) -> dict[str, Timing]:
+def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, budget: float = 1e9) -> dict[str, Timing]:
     """Time every contender `rounds` times in rotating order, after one warm-up call each.
 
-    One that would need more than `budget` seconds runs in fewer rounds, three at least, spread over all.
+    One that would need more than `budget` seconds runs in fewer rounds, spread over all: three at least, or a single
+    one if a call takes more than two budgets.
     """
     names = list(contenders)
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    share = {}
-    for name in names:
-        seconds = once(contenders[name])[1] / 1e3
-        share[name] = min(rounds, max(3, int(budget / max(seconds, 1e-9)))) / rounds if budget < 1e9 else 1.0
+    shares = {name: share_of(rounds, budget, once(contenders[name])[1] / 1e3) for name in names}
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            if int((index + 1) * share[name] + 1e-9) > int(index * share[name] + 1e-9):
+            if int((index + 1) * shares[name] + 1e-9) > int(index * shares[name] + 1e-9):
                 samples[name].append(once(contenders[name]))
     return {name: Timing(*(tuple(column) for column in zip(*rows, strict=True))) for name, rows in samples.items()}
+
+
+def share_of(rounds: int, budget: float, seconds: float) -> float:
+    """Share of the rounds that a contender takes part in."""
+    least = 3 if seconds <= 2 * budget else 1
+    return min(1.0, max(least, int(budget / max(seconds, budget / rounds))) / rounds)

@@ -6,10 +6,9 @@ stop rule is looked at after every ten.
 
 from __future__ import annotations
 
-import functools
-import math
 import types
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,25 +16,26 @@ from torch import Tensor
 from bench.rivals.contender import Contender, by_plans, gibbs
 
 STRIDE = 10
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+PlanOf = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def bmm_step(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def bmm_step(kernel: Tensor, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """One iteration by batched products."""
-    u = (1 / kernel.shape[1]) / torch.bmm(kernel, v.unsqueeze(2)).squeeze(2)
-    return u, (1 / kernel.shape[2]) / torch.bmm(u.unsqueeze(1), kernel).squeeze(1)
+    u = a / torch.bmm(kernel, v.unsqueeze(2)).squeeze(2)
+    return u, b / torch.bmm(u.unsqueeze(1), kernel).squeeze(1)
 
 
-def mul_sum_step(kernel: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def mul_sum_step(kernel: Tensor, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """One iteration by multiply and sum."""
-    u = (1 / kernel.shape[1]) / (kernel * v.unsqueeze(1)).sum(2)
-    return u, (1 / kernel.shape[2]) / (kernel * u.unsqueeze(2)).sum(1)
+    u = a / (kernel * v.unsqueeze(1)).sum(2)
+    return u, b / (kernel * u.unsqueeze(2)).sum(1)
 
 
-def log_step(negative: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """One iteration in the log domain on -C / eps."""
-    u = -math.log(negative.shape[1]) - torch.logsumexp(negative + v.unsqueeze(1), 2)
-    return u, -math.log(negative.shape[2]) - torch.logsumexp(negative + u.unsqueeze(2), 1)
+def log_step(negative: Tensor, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """One iteration in the log domain on -C / eps; a and b are logarithms, too."""
+    u = a - torch.logsumexp(negative + v.unsqueeze(1), 2)
+    return u, b - torch.logsumexp(negative + u.unsqueeze(2), 1)
 
 
 def exp_plan(kernel: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -48,43 +48,57 @@ def log_plan(negative: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return torch.exp(negative + u.unsqueeze(2) + v.unsqueeze(1))
 
 
-def several(step: Step, plan: Callable[[Tensor, Tensor, Tensor], Tensor], measured: bool) -> Callable[..., tuple]:
-    """STRIDE iterations as one function; with the largest L1 row error of what comes out, if measured."""
+def several(step: Step) -> Callable[..., tuple[Tensor, Tensor]]:
+    """STRIDE iterations as one function."""
 
-    def run(matrix: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    def run(matrix: Tensor, v: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         u = v
         for _ in range(STRIDE):
-            u, v = step(matrix, v)
-        if not measured:
-            return u, v
-        return u, v, (plan(matrix, u, v).sum(2) - 1 / matrix.shape[1]).abs().sum(1).max()
+            u, v = step(matrix, v, a, b)
+        return u, v
 
-    # compiled versions belong to a code object and are few: each loop needs one of its own
-    return types.FunctionType(run.__code__.replace(), globals(), f"{step.__name__}s", None, run.__closure__)
+    return run
+
+
+def largest_row_error(plan: PlanOf) -> Callable[..., Tensor]:
+    """The largest L1 row error of a batch of plans as one function."""
+
+    def run(matrix: Tensor, u: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+        return (plan(matrix, u, v).sum(2) - weight).abs().sum(1).max()
+
+    return run
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call; for a second shape with symbolic sizes.
+
+    A copy, because compiled versions belong to a code object and are few.
+    """
+    own = types.FunctionType(function.__code__.replace(), globals(), function.__name__, None, function.__closure__)
+    return torch.compile(own, fullgraph=True)
 
 
 class Compiled:
-    """A loop whose pieces are compiled for every new shape."""
+    """A loop of compiled pieces."""
 
-    def __init__(self, step: Step, plan: Callable[[Tensor, Tensor, Tensor], Tensor], logarithmic: bool) -> None:
-        compiled = functools.partial(torch.compile, fullgraph=True)
+    def __init__(self, step: Step, plan: PlanOf, logarithmic: bool) -> None:
         self.logarithmic = logarithmic
-        self.plan = compiled(types.FunctionType(plan.__code__.replace(), globals()))
-        self.steps = {measured: compiled(several(step, plan, measured)) for measured in (False, True)}
+        self.step, self.plan, self.error = compiled(several(step)), compiled(plan), compiled(largest_row_error(plan))
 
     def __call__(self, cost: Tensor, epsilon: float, iterations: int, tolerance: float) -> Tensor:
         """Return the plans after `iterations`, a multiple of ten."""
         matrix = cost * (-1 / epsilon) if self.logarithmic else gibbs(cost, epsilon)
-        start = -math.log(cost.shape[2]) if self.logarithmic else 1 / cost.shape[2]
-        u, v = matrix, matrix.new_full((len(cost), cost.shape[2]), start)
+        weights = cost.new_tensor(1 / cost.shape[1]), cost.new_tensor(1 / cost.shape[2])
+        a, b = (weight.log() for weight in weights) if self.logarithmic else weights
+        u, v = matrix, b.expand(len(cost), cost.shape[2]).contiguous()
         for _ in range(iterations // STRIDE):
-            u, v, *error = self.steps[tolerance > 0](matrix, v)
-            if tolerance and float(error[0]) <= tolerance:
+            u, v = self.step(matrix, v, a, b)
+            if tolerance and float(self.error(matrix, u, v, weights[0])) <= tolerance:
                 break
         return self.plan(matrix, u, v)
 
 
-def contender(name: str, step: Step, plan: Callable[[Tensor, Tensor, Tensor], Tensor], logarithmic: bool) -> Contender:
+def contender(name: str, step: Step, plan: PlanOf, logarithmic: bool) -> Contender:
     """Contender around compiled pieces; nothing compiles before the first call."""
     return Contender(name, by_plans(Compiled(step, plan, logarithmic)), forget=torch.compiler.reset)
 
