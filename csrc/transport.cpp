@@ -162,7 +162,7 @@ void Prototypes::keep(int64_t category, const Rows& rows, const float* weights) 
 std::vector<Task> all_tasks(const Patches& patches, const Prototypes& prototypes) {
   const int64_t items = patches.items(), categories = prototypes.categories();
   const int64_t threads = torch::stable::get_num_threads(), wanted = threads > 1 ? 8 * threads : 1;
-  const int64_t cuts = std::clamp<int64_t>((wanted + items - 1) / std::max<int64_t>(items, 1), 1, categories);
+  const int64_t cuts = std::min(categories, std::max<int64_t>(1, (wanted + items - 1) / std::max<int64_t>(items, 1)));
   std::vector<Task> tasks(items * cuts);
   for (int64_t i = 0; i < items * cuts; ++i)
     tasks[i] = {i / cuts, i % cuts * categories / cuts, (i % cuts + 1) * categories / cuts};
