@@ -204,6 +204,36 @@ def test_bounds_are_close_enough_to_clear():
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
+def test_bounds_are_tight(statistic):
+    """A bound that holds because it is far too low would clear nothing. -inf asks for the first stage's alone."""
+    g = torch.Generator().manual_seed(2)
+    patches, prototypes = torch.randn(3, 100, 192, generator=g), torch.randn(9, 7, 192, generator=g)
+    got = ops.sinkhorn_screen(patches, prototypes, torch.full((9,), -torch.inf), statistic=statistic)
+    assert got.cleared.all()
+    gap = exact_bound(patches, prototypes, None, statistic) - got.bound
+    assert gap.min() >= 0
+    assert gap.max() < 0.02  # codes; the float32 bound alone is within 1e-4
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_threads_do_not_change_a_bit(batch):
+    g = torch.Generator().manual_seed(3)
+    patches, prototypes = torch.randn(batch, 50, 40, generator=g), torch.randn(9, 7, 40, generator=g)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(ops.sinkhorn_screen(patches, prototypes, torch.full((9,), 0.55)))
+    finally:
+        torch.set_num_threads(threads)
+    assert results[0].cleared.any()
+    assert not results[0].cleared.all()
+    for other in results[1:]:
+        for mine, its in zip(results[0], other, strict=True):
+            torch.testing.assert_close(mine, its, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
 def test_packed_items_are_screened_like_single_ones(statistic):
     lengths = (5, 0, 1, 17, 40)
     g = torch.Generator().manual_seed(4)
