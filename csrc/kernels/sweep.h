@@ -89,13 +89,13 @@ static void sum_columns(const float* kernel, const float* u, int64_t columns, Pl
                         float* column) {
   constexpr int kGroups = (R + kWidth - 1) / kWidth;
   Vector sum[kGroups * kWidth] = {};
-  if (!place.first) {
-    GUARDCORE_UNROLL
-    for (int i = 0; i < R; ++i) sum[i] = load(lanes + i * kWidth);
-  }
   // eight at a time, as many rows as there are address registers for
   add_columns<std::min(R, 8)>(kernel, u, columns, sum);
   if constexpr (R > 8) add_columns<R - 8>(kernel + 8 * columns, u, columns, sum + 8);
+  if (!place.first) {  // after the block's own sums: one chain over all patches would gather their rounding
+    GUARDCORE_UNROLL
+    for (int i = 0; i < R; ++i) sum[i] += load(lanes + i * kWidth);
+  }
   if (place.last) {
     GUARDCORE_UNROLL
     for (int g = 0; g < kGroups; ++g) store(column + g * kWidth, lane_sums(sum + g * kWidth));
