@@ -26,7 +26,7 @@ GUARDCORE_INLINE void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x)
 
 GUARDCORE_INLINE Vector magnitude(Vector x) { return x < 0 ? -x : x; }
 
-// A NaN in b stays: what watches for values out of range must see it.
+// As the processors' own minimum and maximum: b if either is a NaN.
 GUARDCORE_INLINE Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
 GUARDCORE_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
