@@ -103,12 +103,11 @@ inline LeapSums Leaps::sums() const {
           fold<Sum>(gap_y), fold<Sum>(y_y)};
 }
 
-// There is room, time and something to go by, and plain steps do not do well by themselves.
+// There is room and time, and plain steps do not do well by themselves.
 inline bool Leaps::may_leap(const LeapSums& now, int64_t iteration) const {
-  const bool informed = now.drop > kSumNoise * now.size;
   const bool swift = was_plain_ && now.error < kWell * error_;
   const bool far = now.far > kFar && !(was_plain_ && now.far > kFarWell * far_);
-  return informed && !swift && !far && pause_ == 0 && now.error > enough_ && iteration <= last_start_;
+  return !swift && !far && pause_ == 0 && now.error > enough_ && iteration <= last_start_;
 }
 
 // The dual has fallen: shorten the leap to where a linear slope is zero, or else undo it.
@@ -166,10 +165,13 @@ inline void Leaps::stay_plain() {
 inline bool Leaps::decide(int64_t iteration) {
   const LeapSums now = sums();
   if (leapt_ && !(now.along >= -slope_)) return correct(now);
-  const float alpha = now.along / now.drop, gamma = scale_ * now.drop / now.y_y;
-  const float along = 2 * alpha * scale_ - gamma * now.gap_y / now.drop;
+  // Where the gap dropped by no more than noise, the dual is flat: as far along the last step as noise lets it be said.
+  const float noise = kSumNoise * now.size;
+  const bool curved = now.drop > noise;
+  const float alpha = curved ? now.along / now.drop : 0, gamma = curved ? scale_ * now.drop / now.y_y : 0;
+  const float along = curved ? 2 * alpha * scale_ - gamma * now.gap_y / now.drop : scale_ * now.along / noise;
   const float slope = gamma * (now.gap_gap - alpha * now.gap_y) + along * now.along;
-  leapt_ = slope > 0 && may_leap(now, iteration);
+  leapt_ = slope > 0 && (curved || along > 1) && may_leap(now, iteration);
   leapt_ ? leap(gamma, alpha, along) : stay_plain();
   if (pause_ > 0) --pause_;
   shortened_ = false;

@@ -100,21 +100,28 @@ class Leaps:
         return 1 - log_w.exp(), log_w.exp() - self.log_w.exp()
 
     def _bfgs(self, log_w: Tensor, now: Sums) -> tuple[Tensor, Tensor]:
-        """The direction d[..., M] and its slope <d, gap>[...]; anything if the last step says nothing."""
+        """The direction d[..., M] and its slope <d, gap>[...], not above 0 if the last step says nothing.
+
+        Where the gap dropped by no more than noise, the dual is flat: as far along the last step as noise lets it be
+        said, if that is longer than the step was.
+        """
         gap, y = self._gap_and_drop(log_w)
-        alpha = now.along / now.drop
-        gamma = self.scale * now.drop / now.y_y
-        along = 2 * alpha * self.scale - gamma * now.gap_y / now.drop
+        noise = self.noise * now.size
+        curved = now.drop > noise
+        alpha = torch.where(curved, now.along / now.drop, 0.0)
+        gamma = torch.where(curved, self.scale * now.drop / now.y_y, 0.0)
+        flat = self.scale * now.along / noise
+        along = torch.where(curved, 2 * alpha * self.scale - gamma * now.gap_y / now.drop, flat)
         direction = gamma.unsqueeze(-1) * (gap - alpha.unsqueeze(-1) * y) + along.unsqueeze(-1) * self.direction
-        return direction, gamma * (now.gap_gap - alpha * now.gap_y) + along * now.along
+        slope = gamma * (now.gap_gap - alpha * now.gap_y) + along * now.along
+        return direction, torch.where(curved | (along > 1), slope, 0.0)
 
     def _may_leap(self, now: Sums, iteration: int) -> Tensor:
-        """There is room, time and something to go by, and plain steps do not do well by themselves."""
-        informed = now.drop > self.noise * now.size
+        """There is room and time, and plain steps do not do well by themselves."""
         swift = self.was_plain & (now.error < WELL * self.error)
         far = (now.far > FAR) & ~(self.was_plain & (now.far > FAR_WELL * self.far))
         room = iteration <= self.last_start
-        return informed & ~swift & ~far & (self.pause == 0) & (now.error > self.enough) & room
+        return ~swift & ~far & (self.pause == 0) & (now.error > self.enough) & room
 
     def _pause(self, undo: Tensor, fell: Tensor) -> None:
         """After each leap that was undone, twice as many plain steps: a hard problem costs a few sweeps, no more."""

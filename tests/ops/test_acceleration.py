@@ -197,6 +197,28 @@ def test_a_leap_is_never_longer_than_it_may_and_the_next_one_knows():
     torch.testing.assert_close(again, step / 2)
 
 
+def test_on_a_plateau_the_leap_is_as_long_as_it_may():
+    """Far from the other side of a flat dual the gap stays as it is, and plain iterations creep by its logarithm."""
+    leaps = Leaps(torch.full((2,), 0.5, dtype=torch.float64), max_iterations=1000, tolerance=1e-9)
+    start = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    assert not bool(leaps(start, 1)[0])
+    moved, step = leaps(start, 2)
+    assert bool(moved)
+    torch.testing.assert_close(step, -start * LONGEST / 0.4)
+
+
+def test_a_plateau_of_hundreds_of_epsilons_is_crossed():
+    """Two clusters that must trade mass through costs 400 epsilon apart: plain iterations need more than 300."""
+    a, b = torch.full((6,), 1 / 6, dtype=torch.float64), torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+    costs = [[1.28, 1.14], [0.73, 1.11], [0.42, 0.60], [1.28, 1.17], [0.90, 1.16], [0.39, 0.47]]
+    cost = torch.tensor(costs, dtype=torch.float64)
+    _, needed, error = plain(cost, a, b * torch.tensor([0.99, 1.005]), 0.002, 1e-4, most=3000)
+    dual = solve(cost, a, b * torch.tensor([0.99, 1.005]), 0.002, 3000, 1e-4, None)
+    assert error <= 1e-4
+    assert float(dual.marginal_error) <= 1e-4
+    assert int(dual.iterations) < needed / 3
+
+
 def test_problems_of_a_batch_decide_for_themselves():
     b = torch.full((3, 4), 0.25, dtype=torch.float64)
     leaps = Leaps(b, max_iterations=1000, tolerance=1e-9)
