@@ -2,8 +2,8 @@
 //
 // A matrix product whose accumulators stay in registers: R prototypes by V vectors of patches, one vector of patches
 // and one broadcast coordinate of a prototype per multiplication. Along the width it goes in chunks: the chunk of the
-// panels stays in the first-level cache, and sums of at most kDepth products keep the rounding error near 1e-8, where
-// one long chain would reach 1e-7.
+// panels stays in the first-level cache, and sums of at most kDepth products keep the rounding error small: near 1e-8,
+// and 1e-7 for a cosine near 1, whose partial sums are large.
 #pragma once
 
 #include <algorithm>
