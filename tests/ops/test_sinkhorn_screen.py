@@ -90,6 +90,8 @@ def draw(seed: int, B: int = 4, C: int = 4) -> dict[str, object]:
     b = torch.rand(C, M, generator=g) * (torch.rand(C, M, generator=g) > 0.4) if flip() else None
     if a is not None and flip():
         a[:, integer(0, N - 1) :] = 0
+    if a is not None and flip():
+        a[integer(0, B - 1)] = 0  # an item without mass is NaN
     dtype = (torch.float32, torch.float32, torch.bfloat16, torch.float16)[integer(0, 3)]
     return {
         "patches": patches.to(dtype), "prototypes": prototypes.to(dtype), "a": a, "b": b,
