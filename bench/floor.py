@@ -87,7 +87,7 @@ class Floor:
         problem = case.problem()
         self.patches, self.bank = problem.patches, problem.prototypes.flatten(0, 1).T
         self.cosine = torch.empty(len(self.patches), self.bank.shape[1])
-        self.loaded, self.threads = library(), threads
+        self.loaded, self.threads, self.pool = library(), threads, ThreadPoolExecutor(threads)
         self.exponents, self.results = torch.linspace(-20, 0, 4096), torch.empty(4096)
         self.work = [self._share(case, iterations, thread) for thread in range(threads)]
 
@@ -113,8 +113,7 @@ class Floor:
         if self.threads == 1:
             iterate(self.work[0])
         else:
-            with ThreadPoolExecutor(self.threads) as pool:  # ctypes lets go of the interpreter
-                list(pool.map(iterate, self.work))
+            list(self.pool.map(iterate, self.work))  # ctypes lets go of the interpreter
 
     def run(self) -> None:
         """All of it."""
