@@ -169,8 +169,8 @@ TITLE = """# GPU kernels: resources and bounds
 
 Made by `python -m bench.gpu_resources`; a test fails when the kernels have changed since. **No figure on this page is a
 measurement**: nothing here has run on a GPU. Compiled offline for packed, weighted batches (the larger code); the same
-compiles are tests (`tests/triton/test_compile_*.py`) that assert no spill, memory within the device's limits, stores and
-matrix instructions. The program asserts that of dense batches without weights, too, before it writes this page."""
+compiles are tests (`tests/triton/test_compile_*.py`) that assert no spill, memory within the device's limits, stores
+and matrix instructions. The program asserts that of dense batches without weights, too, before it writes this page."""
 
 RESOURCES = """## Resources
 
