@@ -81,8 +81,9 @@ def launch_classes() -> Iterator[tuple[str, Kernel]]:
         yield f"stream-{stream.width}", Kernel(sinkhorn_kernels.stream_kernel, sweep | fill, stream.warps)
         joint = Kernel(joint_sinkhorn.joint_kernel, sweep, joint_sinkhorn.SOLVE_WARPS, ("fp32", "bf16"), dot=False)
         yield f"joint-{stream.width}", joint
-    products = joint_sinkhorn.COSINES | {"BM": 256}
-    yield "joint-cosines", Kernel(joint_sinkhorn.cosine_kernel, products, joint_sinkhorn.WARPS)
+    for columns, width in ((16, 16), (32, 32), (joint_sinkhorn.COSINES["BC"], 256)):
+        products = joint_sinkhorn.COSINES | {"BC": columns, "BM": width}
+        yield f"joint-cosines-{columns}", Kernel(joint_sinkhorn.cosine_kernel, products, joint_sinkhorn.WARPS)
     shares = joint_sinkhorn.READ | {"BT": joint_sinkhorn.READ_WEIGHTS, "BM": 256}
     yield "joint-shares", Kernel(joint_sinkhorn.share_kernel, shares, joint_sinkhorn.WARPS, ("fp32",))
 

@@ -176,7 +176,7 @@ RESOURCES = """## Resources
 
 Registers a thread / KiB of shared memory a program (+ columns of tensor memory, of 512) / programs that a processor
 holds at once. No kernel spills. `registers-NxM`: problems of up to N patches and M prototypes, solved in registers.
-`stream-M`: larger ones, swept over from a workspace. `joint-M`, `joint-cosines`, `joint-shares`: the joint operator.
+`stream-M`: larger ones, swept over from a workspace. `joint-M`, `joint-cosines-M`, `joint-shares`: the joint operator.
 A class is listed under the dtypes that make different code: `joint-M` reads no inputs (float16 is as float32), nor does
 `joint-shares`. Screening and `out=` run the same code."""
 
