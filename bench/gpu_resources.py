@@ -1,4 +1,4 @@
-"""What the GPU kernels need of five devices, and what no kernel can beat there: writes docs/gpu.md.
+"""What the GPU kernels need of five devices, and the bounds of their work there: writes docs/gpu.md.
 
     python -m bench.gpu_resources            # compile everything (minutes) and write the page
     python -m bench.gpu_resources --check    # is the page that of these kernels? (a moment)
@@ -182,12 +182,13 @@ A class is listed under the dtypes that make different code: `joint-M` reads no 
 
 BOUNDS = f"""## Bounds
 
-What {ITERATIONS} iterations of the benchmark's problems need, and the time, in microseconds, that the busiest unit of
-each device takes at its published peak, all others overlapping: **a roofline bound, not a forecast**. Units: device
-memory (inputs and results once), matrix products (three tf32 products for one of fp32 on NVIDIA, never tf32 alone; fp32
-matrix units on AMD), fp32 operations, exponentials. `MB a sweep`: what an iteration reads through the cache, for which
-no peak is published; 0 in registers. A bound leaves out latency: a problem's iterations wait for one another, and small
-batches do not fill a device, so small problems stay far above it."""
+What {ITERATIONS} iterations of the benchmark's problems need as these kernels do them, and the time, in microseconds, that
+the busiest unit of each device takes at its published peak, all others overlapping: **a roofline bound, not a
+forecast**. Units: device memory (inputs and results once), matrix products (three tf32 products for one of fp32 on
+NVIDIA, never tf32 alone; fp32 matrix units on AMD), fp32 operations, exponentials (one an element and iteration where
+float32 problems are streamed). `MB a sweep`: what an iteration reads through the cache, for which no peak is published;
+0 in registers. A bound leaves out latency: a problem's iterations wait for one another, and small batches do not fill a
+device, so small problems stay far above it."""
 
 
 def main() -> None:
