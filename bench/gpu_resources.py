@@ -182,8 +182,8 @@ A class is listed under the dtypes that make different code: `joint-M` reads no 
 
 BOUNDS = f"""## Bounds
 
-What {ITERATIONS} iterations of the benchmark's problems need as these kernels do them, and the time, in microseconds, that
-the busiest unit of each device takes at its published peak, all others overlapping: **a roofline bound, not a
+What {ITERATIONS} iterations of the benchmark's problems need as these kernels do them, and the time, in microseconds,
+that the busiest unit of each device takes at its published peak, all others overlapping: **a roofline bound, not a
 forecast**. Units: device memory (inputs and results once), matrix products (three tf32 products for one of fp32 on
 NVIDIA, never tf32 alone; fp32 matrix units on AMD), fp32 operations, exponentials (one an element and iteration where
 float32 problems are streamed). `MB a sweep`: what an iteration reads through the cache, for which no peak is published;
