@@ -2,6 +2,8 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include <stdexcept>
+
 #include "kernels/table.h"
 #include "operators.h"
 
@@ -16,7 +18,12 @@ STABLE_TORCH_LIBRARY_IMPL(guardcore, CPU, m) {
 
 namespace {
 
-PyObject* isa(PyObject*, PyObject*) { return PyUnicode_FromString(guardcore::kernels().name); }
+PyObject* isa(PyObject*, PyObject*) try {
+  return PyUnicode_FromString(guardcore::kernels().name);
+} catch (const std::invalid_argument& error) {
+  PyErr_SetString(PyExc_ValueError, error.what());
+  return nullptr;
+}
 
 PyMethodDef methods[] = {{"isa", isa, METH_NOARGS, "Name the instruction set that the kernels run on."}, {}};
 

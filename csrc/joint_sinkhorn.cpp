@@ -43,23 +43,29 @@ JointResult run(const Tensor& patches, const std::optional<Tensor>& cu_seqlens, 
   const Tensor group_mass = empty_like_on_cpu(patches, shape), group_cost = empty_like_on_cpu(patches, shape);
   const Tensor iterations = empty_like_on_cpu(patches, {items.items()}, ScalarType::Int);
   const Tensor marginal_error = empty_like_on_cpu(patches, {items.items()});
-  for_each_task(items, bank, all_tasks(items, bank), [&](const Task& task, bool item_sound, Workspace& w) {
-    const int64_t item = task.item;
+  const auto answer = [&](int64_t item, const std::optional<Problem>& q, Workspace& w) {
     const int64_t row_stride = packed ? items.total() : items.count(item);
     const int64_t offset = items.start(item) * (packed ? 1 : num_groups);
     float* mass = group_mass.mutable_data_ptr<float>() + offset;
     float* cost = group_cost.mutable_data_ptr<float>() + offset;
-    const bool sound = item_sound && bank.sound(0);
-    if (sound) {
-      const Problem q = cost_of_pair(items, item, bank, 0, options, w);
-      kernels().solve(q, w);
-      kernels().group_shares(q, w, groups.data(), num_groups, mass, cost, row_stride);
+    if (q) {
+      kernels().solve(*q, w);
+      kernels().group_shares(*q, w, groups.data(), num_groups, mass, cost, row_stride);
     } else {
       fill_unsound(mass, cost, num_groups, items.count(item), row_stride);
     }
-    iterations.mutable_data_ptr<int32_t>()[item] = sound ? w.iterations : 0;
-    marginal_error.mutable_data_ptr<float>()[item] = sound ? w.marginal_error : std::numeric_limits<float>::quiet_NaN();
-  });
+    iterations.mutable_data_ptr<int32_t>()[item] = q ? w.iterations : 0;
+    marginal_error.mutable_data_ptr<float>()[item] = q ? w.marginal_error : std::numeric_limits<float>::quiet_NaN();
+  };
+  if (items.items() == 1) {
+    Workspace w(items.longest(), bank.capacity(), items.width());
+    answer(0, cost_by_all_threads(items, bank, options, w), w);
+  } else {
+    for_each_task(items, bank, all_tasks(items, bank), [&](const Task& task, bool sound, Workspace& w) {
+      sound &= bank.sound(0);
+      answer(task.item, sound ? std::optional(cost_of_pair(items, task.item, bank, 0, options, w)) : std::nullopt, w);
+    });
+  }
   return {group_mass, group_cost, iterations, marginal_error};
 }
 

@@ -21,7 +21,7 @@ constexpr double kUnit = 0x1p-24;  // rounding of one float32 operation, relativ
 // products at most, then a sum of the chains, lose one rounding a term of sums below 1 (Higham 2002, section 3.1);
 // taking it from 1 loses two more. Twice that, for what is of second order.
 double cost_slack(int64_t width) {
-  const double terms = std::min(width, kDepth) + (width + kDepth - 1) / kDepth + 6;
+  const double terms = std::min(width, kDepth) + (width + kNarrowDepth - 1) / kNarrowDepth + 6;
   return 2 * (terms + 10) * kUnit;
 }
 

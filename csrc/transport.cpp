@@ -1,6 +1,7 @@
 #include "transport.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace guardcore {
 namespace {
@@ -108,12 +109,15 @@ Patches::Patches(const Tensor& patches, const std::optional<Tensor>& cu_seqlens,
     mass_[i] = simplex(weight ? weight + start(i) : nullptr, shares_.data() + start(i), count(i));
 }
 
-bool Patches::load(int64_t item, Workspace& w) const {
+bool Patches::load_shares(int64_t item, Workspace& w) const {
   const int64_t n = count(item);
-  if (!mass_[item]) return false;
   std::copy(shares_.begin() + start(item), shares_.begin() + start(item) + n, w.a);
   std::fill(w.a + n, w.a + padded(n), 0.0f);
-  return kernels().pack_panels(rows(item), w.panels, w.scratch);
+  return mass_[item];
+}
+
+bool Patches::load(int64_t item, Workspace& w) const {
+  return load_shares(item, w) && kernels().pack_panels(rows(item), w.panels, w.scratch);
 }
 
 int64_t Patches::longest() const {
@@ -169,13 +173,43 @@ std::vector<Task> all_tasks(const Patches& patches, const Prototypes& prototypes
   return tasks;
 }
 
-Problem cost_of_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,
-                     const Options& options, Workspace& w) {
+namespace {
+
+Problem problem_of(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,
+                   const Options& options, Workspace& w) {
   const Problem q(patches.count(item), prototypes.count(category), options);
   const float* share = prototypes.shares(category);
   std::copy(share, share + q.prototypes, w.b);
   std::fill(w.b + q.prototypes, w.b + padded(q.prototypes), 0.0f);
-  kernels().cost_tile(w.panels, prototypes.unit(category), q.prototypes, patches.width(), w.cost, q.stride);
+  return q;
+}
+
+}  // namespace
+
+Problem cost_of_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,
+                     const Options& options, Workspace& w) {
+  const Problem q = problem_of(patches, item, prototypes, category, options, w);
+  const float* unit = prototypes.unit(category);
+  kernels().cost_tile(w.panels, q.stride, unit, q.prototypes, patches.width(), w.cost, q.stride);
+  kernels().row_minima(q, w.cost, w.shift);
+  return q;
+}
+
+std::optional<Problem> cost_by_all_threads(const Patches& patches, const Prototypes& bank, const Options& options,
+                                           Workspace& w) {
+  if (!patches.load_shares(0, w) || !bank.sound(0)) return std::nullopt;
+  constexpr int64_t kColumns = 4 * kLanes;  // of a task
+  const Problem q = problem_of(patches, 0, bank, 0, options, w);
+  const Rows rows = patches.rows(0);
+  std::atomic<bool> sound{true};
+  torch::stable::parallel_for(0, (q.patches + kColumns - 1) / kColumns, 1, [&](int64_t first, int64_t last) {
+    std::vector<float> scratch(kLanes * rows.width);
+    const int64_t n = first * kColumns, count = std::min(last * kColumns, q.patches) - n;
+    float* panels = w.panels + n * rows.width;
+    if (!kernels().pack_panels(rows.slice(n, count), panels, scratch.data())) sound = false;
+    kernels().cost_tile(panels, padded(count), bank.unit(0), q.prototypes, rows.width, w.cost + n, q.stride);
+  });
+  if (!sound) return std::nullopt;
   kernels().row_minima(q, w.cost, w.shift);
   return q;
 }

@@ -48,6 +48,8 @@ class Patches {
   // The item's unit rows and shares, packed into w. False for an item with a NaN or infinity or without mass: its
   // results are NaN.
   bool load(int64_t item, Workspace& w) const;
+  // The shares alone; false without mass.
+  bool load_shares(int64_t item, Workspace& w) const;
 
  private:
   Tensor patches_;  // keeps the rows alive
@@ -90,8 +92,8 @@ struct Task {
 // All pairs, an item's categories cut into so many tasks that the threads have enough to share.
 std::vector<Task> all_tasks(const Patches& patches, const Prototypes& prototypes);
 
-// Calls solve(task, sound, workspace) from torch's threads; one that is done takes the next task. Every pair is solved
-// by one thread, so the numbers do not depend on who took it.
+// Calls solve(task, sound, workspace) from torch's threads. One that is done takes the next task, whatever range torch
+// gave it; every pair is solved by one thread, so the numbers do not depend on who took it.
 template <class Solve>
 void for_each_task(const Patches& patches, const Prototypes& prototypes, const std::vector<Task>& tasks, Solve solve) {
   const int64_t count = tasks.size();
@@ -113,5 +115,9 @@ void for_each_task(const Patches& patches, const Prototypes& prototypes, const s
 // Cost tile and row minima of the loaded item against one bank, left in w.
 Problem cost_of_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,
                      const Options& options, Workspace& w);
+
+// The same of a single item and a single bank, by all threads, with the same bits; none if one of them is not sound.
+std::optional<Problem> cost_by_all_threads(const Patches& patches, const Prototypes& bank, const Options& options,
+                                           Workspace& w);
 
 }  // namespace guardcore

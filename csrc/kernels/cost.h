@@ -64,12 +64,12 @@ inline Tile tile_of(int64_t rows, std::index_sequence<R...>) {
 
 // One group of V vectors of patches against all prototypes, chunk by chunk.
 template <int V>
-static void cost_columns(const float* panels, const float* prototypes, int64_t count, int64_t width, float* cost,
-                         int64_t stride) {
+static void cost_columns(const float* panels, const float* prototypes, int64_t count, int64_t width, int64_t depth,
+                         float* cost, int64_t stride) {
   constexpr int kRows = tile_rows(V);
   const int64_t tiles = (count + kRows - 1) / kRows;
-  for (int64_t d = 0; d < width; d += kDepth) {
-    const Chunk chunk{std::min(kDepth, width - d), d == 0, d + kDepth >= width};
+  for (int64_t d = 0; d < width; d += depth) {
+    const Chunk chunk{std::min(depth, width - d), d == 0, d + depth >= width};
     for (int64_t t = 0; t < tiles; ++t) {  // of nearly equal height: no small one is left over
       const int64_t m = t * count / tiles, rows = (t + 1) * count / tiles - m;
       const Tile run = tile_of<V>(rows, std::make_index_sequence<kRows>{});
@@ -78,14 +78,14 @@ static void cost_columns(const float* panels, const float* prototypes, int64_t c
   }
 }
 
-// cost[m * stride + n] for n < stride and m < prototypes; padded patches are zero vectors, of cost 1.
-static void cost_tile(const float* panels, const float* prototypes, int64_t count, int64_t width, float* cost,
-                      int64_t stride) {
-  const int64_t vectors = stride / kWidth;
+// cost[m * stride + n] for n < columns and m < count; padded patches are zero vectors, of cost 1.
+static void cost_tile(const float* panels, int64_t columns, const float* prototypes, int64_t count, int64_t width,
+                      float* cost, int64_t stride) {
+  const int64_t vectors = columns / kWidth, depth = stride > kLanes ? kDepth : kNarrowDepth;
   for (int64_t first = 0; first < vectors;) {
     const int64_t left = vectors - first, take = left == 1 || left == 3 ? left : 2;
-    const auto columns = take == 1 ? &cost_columns<1> : take == 2 ? &cost_columns<2> : &cost_columns<3>;
-    columns(panels + first * kWidth * width, prototypes, count, width, cost + first * kWidth, stride);
+    const auto group = take == 1 ? &cost_columns<1> : take == 2 ? &cost_columns<2> : &cost_columns<3>;
+    group(panels + first * kWidth * width, prototypes, count, width, depth, cost + first * kWidth, stride);
     first += take;
   }
 }

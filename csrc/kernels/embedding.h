@@ -22,9 +22,11 @@ struct Rows {
 
 // Floats from one unit prototype to the next: an odd number of cache lines, so that the rows of a tile do not fall into
 // the same few sets of the cache.
-constexpr int64_t prototype_stride(int64_t width) { return ((width + 15) / 16 | 1) * 16; }
+constexpr int64_t prototype_stride(int64_t width) { return (((width + 15) / 16) | 1) * 16; }
 
 // Products in one chain of a cost's sum; the rounding that sinkhorn_screen's bounds allow for rests on it.
 constexpr int64_t kDepth = 128;
+// Shorter where the errors of a few patches would not average out, and the time does not matter.
+constexpr int64_t kNarrowDepth = 32;
 
 }  // namespace guardcore

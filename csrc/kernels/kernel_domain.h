@@ -45,19 +45,20 @@ static void kernel_tile(const Problem& q, const float* cost, const float* shift,
   });
 }
 
-// v_m = b_m column_m^-damping, 0 where b is padded. Returns the largest v, or infinity if a column sum is too small to
-// trust.
+// v_m = b_m column_m^-damping, 0 where b is padded. Returns the largest v, or infinity if a column sum or a v is too
+// small to trust.
 static float update_columns(const Problem& q, const float* b, const float* column, float largest_u, float* v) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  Vector smallest = Vector{} + kInfinity, largest = {};
+  Vector smallest = Vector{} + kInfinity, least = smallest, largest = {};
   for (int64_t m = 0; m < q.prototypes; m += kWidth) {
     const Vector share = load(b + m), sum = load(column + m);
     const Vector next = share > 0 ? share / sum : Vector{};
     smallest = smaller(smallest, share > 0 ? sum : smallest);
+    least = smaller(least, share > 0 ? next : least);
     largest = larger(largest, next);
     store(v + m, next);
   }
-  if (!(fold<Smaller>(smallest) > kLostShare * largest_u)) return kInfinity;
+  if (!(fold<Smaller>(smallest) > kLostShare * largest_u) || !(fold<Smaller>(least) > 1 / kLargest)) return kInfinity;
   const float damping = static_cast<float>(q.options.damping);
   if (damping == 1.0f) return fold<Larger>(largest);
   float most = 0;

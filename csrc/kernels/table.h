@@ -12,8 +12,8 @@ struct Kernels {
   const char* name;
   bool (*unit_rows)(const Rows& rows, float* unit);
   bool (*pack_panels)(const Rows& rows, float* panels, float* scratch);
-  void (*cost_tile)(const float* panels, const float* prototypes, int64_t count, int64_t width, float* cost,
-                    int64_t stride);
+  void (*cost_tile)(const float* panels, int64_t columns, const float* prototypes, int64_t count, int64_t width,
+                    float* cost, int64_t stride);
   void (*row_minima)(const Problem& q, const float* cost, float* shift);
   double (*least_statistic)(const Problem& q, const Workspace& w, bool by_distance);
   void (*solve)(const Problem& q, Workspace& w);
@@ -30,6 +30,7 @@ extern const Kernels kernels_v3, kernels_v4;
 #endif
 
 // Of the widest instruction set of this machine, or of a lower one that GUARDCORE_CPU_LEVEL names (v3, baseline).
+// Raises if it names none.
 const Kernels& kernels();
 
 }  // namespace guardcore

@@ -63,9 +63,10 @@ def joint_sinkhorn(
         cost = 1 - unit_rows(patches) @ unit_rows(prototypes).T  # [B, N, M]
     dual = solve(cost, a, b, epsilon, max_iterations, tolerance, relaxation)
     share = conditional_plan(cost, b, dual, epsilon)
+    nothing = dual.marginal_error.isnan()[:, None, None]  # a NaN anywhere in an item is one in all of it
     plan = JointPlan(
-        group_mass=_sum_groups(share, group, num_groups),
-        group_cost=_sum_groups(share * cost, group, num_groups),
+        group_mass=_sum_groups(share, group, num_groups).masked_fill(nothing, torch.nan),
+        group_cost=_sum_groups(share * cost, group, num_groups).masked_fill(nothing, torch.nan),
         iterations=dual.iterations,
         marginal_error=dual.marginal_error,
     )

@@ -102,11 +102,12 @@ def plan_of(
     row_sum = a * log_excess(a, dual.f, dual.f_next, epsilon).exp()  # [B, C, N]
     patch_score = (conditional_plan(cost, b, dual, epsilon) * cost).sum(-1)
     patch_cost = row_sum * patch_score
+    nothing = dual.marginal_error.isnan()  # an empty sum is no distance
     return Plan(
-        distance=patch_cost.sum(-1).masked_fill(dual.marginal_error.isnan(), torch.nan),  # an empty sum is no distance
+        distance=patch_cost.sum(-1).masked_fill(nothing, torch.nan),
         patch_cost=patch_cost,
         patch_score=patch_score,
-        objective=_dual_value(dual, a, b, row_sum.sum(-1), epsilon, relaxation),
+        objective=_dual_value(dual, a, b, row_sum.sum(-1), epsilon, relaxation).masked_fill(nothing, torch.nan),
         iterations=dual.iterations,
         marginal_error=dual.marginal_error,
         f=dual.f,

@@ -105,3 +105,13 @@ def test_a_score_never_undershoots_the_smallest_cost(draw, epsilon):
     again = ops.sinkhorn(patches, prototypes.repeat(1, 7, 1), **options)
     assert bool((cost.patch_score >= (1 - torch.einsum("bnd,cmd->bcn", patches, prototypes)) - 5e-7).all())
     assert bool((again.patch_score >= cost.patch_score).all())
+
+
+def test_a_tiny_share_keeps_the_digits_of_its_scaling():
+    """v = b / column would be a subnormal number, whose logarithm is worth little."""
+    patches, prototypes = torch.eye(3)[torch.arange(225) % 3][None], torch.eye(3)[:2][None]
+    weights = torch.tensor([[1.0, 1.37e-23]])
+    args = (0.01, 1, 0.0, None)
+    got = torch.ops.guardcore.sinkhorn(patches, prototypes, None, weights, *args)
+    truth = reference.sinkhorn(patches.double(), prototypes.double(), None, weights.double(), *args)
+    torch.testing.assert_close(got[2].double(), truth.patch_score, atol=2e-6, rtol=0)

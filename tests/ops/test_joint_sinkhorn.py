@@ -164,3 +164,29 @@ def test_backward_is_refused(draw):
     out = ops.joint_sinkhorn(patches.requires_grad_(), prototypes, group, num_groups=2)
     with pytest.raises(NotImplementedError, match="inference only"):
         out.group_mass.sum().backward()
+
+
+@pytest.mark.parametrize("N", [16, 33, 64, 197])
+def test_all_threads_on_one_item_change_no_bit(draw, N):
+    """A single item's cost tile is made by all threads, cut where no rounding changes."""
+    patches, prototypes, group = bank(draw, 1, N, 40, 5)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(ops.joint_sinkhorn(patches, prototypes, group, num_groups=5))
+    torch.set_num_threads(before)
+    twice = ops.joint_sinkhorn(patches.expand(2, -1, -1), prototypes, group, num_groups=5)
+    for one, other in itertools.product(results[:1], results[1:]):
+        assert all(map(torch.equal, one, other))
+    assert all(torch.equal(own[0], both[1]) for own, both in zip(results[0], twice, strict=True))
+
+
+def test_a_nan_in_one_patch_is_one_in_all_of_the_item(draw):
+    patches, prototypes, group = bank(draw, 2, 5, 7, 3)
+    patches[0, 2, 1] = math.nan
+    for run in (ops.joint_sinkhorn, reference.joint_sinkhorn):
+        out = run(patches, prototypes, group, num_groups=3)
+        assert out.group_mass[0].isnan().all()
+        assert out.group_cost[0].isnan().all()
+        assert out.group_mass[1].isfinite().all()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -264,3 +266,22 @@ def test_many_equal_patches_gather_no_rounding(draw):
     out = ops.sinkhorn(patches, prototypes, **options)
     truth = reference.sinkhorn(patches.double(), prototypes.double(), **options)
     assert ((out.distance - truth.distance).abs() <= 1e-6 * truth.distance).all()
+
+
+def test_one_patch_like_one_prototype_keeps_its_digits():
+    """Its cost is the small difference of 1 and a sum of D products of one sign; no other patch averages its error."""
+    g = torch.Generator().manual_seed(0)
+    patches = torch.randn(60, 1, 130, generator=g).abs()
+    prototypes = patches + 0.001 * torch.randn(60, 1, 130, generator=g)
+    got = ops.sinkhorn(patches, prototypes).distance.double()
+    truth = reference.sinkhorn(patches.double(), prototypes.double()).distance
+    assert truth.diagonal().max() < 1e-5
+    assert (got - truth).abs().max() <= 2e-7
+
+
+def test_an_unknown_instruction_set_is_refused():
+    code = "import torch; from guardcore import ops; ops.sinkhorn(torch.ones(1, 2, 3), torch.ones(1, 2, 3))"
+    environment = os.environ | {"GUARDCORE_CPU_LEVEL": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "GUARDCORE_CPU_LEVEL must be v4, v3 or baseline, got avx2" in done.stderr
