@@ -116,8 +116,12 @@ bool Patches::load_shares(int64_t item, Workspace& w) const {
   return mass_[item];
 }
 
-bool Patches::load(int64_t item, Workspace& w) const {
-  return load_shares(item, w) && kernels().pack_panels(rows(item), w.panels, w.scratch);
+bool Patches::load(int64_t item, int64_t capacity, Workspace& w) const {
+  if (!load_shares(item, w)) return false;
+  const int64_t inside = std::min(in_panels(count(item), capacity), count(item));
+  const Rows all = rows(item);
+  return kernels().pack_panels(all.slice(0, inside), w.panels, w.scratch) &&
+         kernels().unit_rows(all.slice(inside, count(item) - inside), w.loose);
 }
 
 int64_t Patches::longest() const {
@@ -136,6 +140,7 @@ Prototypes::Prototypes(const Tensor& prototypes, const std::optional<Tensor>& we
   const Tensor contiguous = torch::stable::contiguous(prototypes);
   const Rows rows = rows_of(contiguous);
   unit_.reset(new float[categories * capacity_ * prototype_stride(width_)]);
+  panels_.reset(new float[categories * padded(capacity_) * width_]);
   shares_.resize(categories * capacity_);
   origin_.resize(categories * capacity_);
   count_.resize(categories);
@@ -159,6 +164,7 @@ void Prototypes::keep(int64_t category, const Rows& rows, const float* weights) 
     origin_[base + kept] = m;
     kept += share > 0;
   }
+  kernels().pack_units(unit, kept, width_, panels_.get() + category * padded(capacity_) * width_);
   count_[category] = kept;
   sound_[category] = sound;
 }
@@ -184,13 +190,21 @@ Problem problem_of(const Patches& patches, int64_t item, const Prototypes& proto
   return q;
 }
 
+void cost_of_loose(const Prototypes& prototypes, int64_t category, const Problem& q, Workspace& w) {
+  const int64_t inside = in_panels(q.patches, prototypes.capacity()), loose = q.patches - inside;
+  if (loose <= 0) return;
+  kernels().loose_cost_tile(prototypes.panels(category), q.prototypes, w.loose, loose, prototypes.width(),
+                            depth_of(q.patches), w.loose_cost, w.cost + inside, q.stride);
+}
+
 }  // namespace
 
 Problem cost_of_pair(const Patches& patches, int64_t item, const Prototypes& prototypes, int64_t category,
                      const Options& options, Workspace& w) {
   const Problem q = problem_of(patches, item, prototypes, category, options, w);
-  const float* unit = prototypes.unit(category);
-  kernels().cost_tile(w.panels, q.stride, unit, q.prototypes, patches.width(), w.cost, q.stride);
+  kernels().cost_tile(w.panels, in_panels(q.patches, prototypes.capacity()), prototypes.unit(category), q.prototypes,
+                      patches.width(), depth_of(q.patches), w.cost, q.stride);
+  cost_of_loose(prototypes, category, q, w);
   kernels().row_minima(q, w.cost, w.shift);
   return q;
 }
@@ -201,15 +215,18 @@ std::optional<Problem> cost_by_all_threads(const Patches& patches, const Prototy
   constexpr int64_t kColumns = 4 * kLanes;  // of a task
   const Problem q = problem_of(patches, 0, bank, 0, options, w);
   const Rows rows = patches.rows(0);
-  std::atomic<bool> sound{true};
-  torch::stable::parallel_for(0, (q.patches + kColumns - 1) / kColumns, 1, [&](int64_t first, int64_t last) {
+  const int64_t inside = std::min(in_panels(q.patches, bank.capacity()), q.patches);
+  std::atomic<bool> sound{kernels().unit_rows(rows.slice(inside, q.patches - inside), w.loose)};
+  torch::stable::parallel_for(0, (inside + kColumns - 1) / kColumns, 1, [&](int64_t first, int64_t last) {
     std::vector<float> scratch(kLanes * rows.width);
-    const int64_t n = first * kColumns, count = std::min(last * kColumns, q.patches) - n;
+    const int64_t n = first * kColumns, count = std::min(last * kColumns, inside) - n;
     float* panels = w.panels + n * rows.width;
     if (!kernels().pack_panels(rows.slice(n, count), panels, scratch.data())) sound = false;
-    kernels().cost_tile(panels, padded(count), bank.unit(0), q.prototypes, rows.width, w.cost + n, q.stride);
+    kernels().cost_tile(panels, padded(count), bank.unit(0), q.prototypes, rows.width, depth_of(q.patches), w.cost + n,
+                        q.stride);
   });
   if (!sound) return std::nullopt;
+  cost_of_loose(bank, 0, q, w);
   kernels().row_minima(q, w.cost, w.shift);
   return q;
 }

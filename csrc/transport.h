@@ -45,9 +45,9 @@ class Patches {
   int64_t count(int64_t item) const { return start_[item + 1] - start_[item]; }
   bool has_mass(int64_t item) const { return mass_[item]; }
   Rows rows(int64_t item) const { return rows_.slice(start(item), count(item)); }
-  // The item's unit rows and shares, packed into w. False for an item with a NaN or infinity or without mass: its
-  // results are NaN.
-  bool load(int64_t item, Workspace& w) const;
+  // The item's unit rows and shares, packed into w for banks of that capacity. False for an item with a NaN or infinity
+  // or without mass: its results are NaN.
+  bool load(int64_t item, int64_t capacity, Workspace& w) const;
   // The shares alone; false without mass.
   bool load_shares(int64_t item, Workspace& w) const;
 
@@ -70,6 +70,8 @@ class Prototypes {
   int64_t count(int64_t category) const { return count_[category]; }
   bool sound(int64_t category) const { return sound_[category]; }
   const float* unit(int64_t category) const { return unit_.get() + category * capacity_ * prototype_stride(width_); }
+  // The same as panels of kWidth prototypes side by side.
+  const float* panels(int64_t category) const { return panels_.get() + category * padded(capacity_) * width_; }
   const float* shares(int64_t category) const { return shares_.data() + category * capacity_; }
   // Where each kept prototype stood in the input.
   const int64_t* origin(int64_t category) const { return origin_.data() + category * capacity_; }
@@ -78,7 +80,7 @@ class Prototypes {
   void keep(int64_t category, const Rows& rows, const float* weights);
 
   int64_t capacity_, width_;
-  std::unique_ptr<float[]> unit_;
+  std::unique_ptr<float[]> unit_, panels_;
   std::vector<float> shares_;
   std::vector<int64_t> origin_, count_;
   std::vector<uint8_t> sound_;
@@ -105,7 +107,7 @@ void for_each_task(const Patches& patches, const Prototypes& prototypes, const s
     bool sound = false;
     for (int64_t i = next++; i < count; i = next++) {
       if (!w) w.emplace(patches.longest(), prototypes.capacity(), patches.width());
-      if (tasks[i].item != loaded) sound = patches.load(tasks[i].item, *w);
+      if (tasks[i].item != loaded) sound = patches.load(tasks[i].item, prototypes.capacity(), *w);
       loaded = tasks[i].item;
       solve(tasks[i], sound, *w);
     }

@@ -80,13 +80,31 @@ static void cost_columns(const float* panels, const float* prototypes, int64_t c
 
 // cost[m * stride + n] for n < columns and m < count; padded patches are zero vectors, of cost 1.
 static void cost_tile(const float* panels, int64_t columns, const float* prototypes, int64_t count, int64_t width,
-                      float* cost, int64_t stride) {
-  const int64_t vectors = columns / kWidth, depth = stride > kLanes ? kDepth : kNarrowDepth;
+                      int64_t depth, float* cost, int64_t stride) {
+  const int64_t vectors = columns / kWidth;
   for (int64_t first = 0; first < vectors;) {
     const int64_t left = vectors - first, take = left == 1 || left == 3 ? left : 2;
     const auto group = take == 1 ? &cost_columns<1> : take == 2 ? &cost_columns<2> : &cost_columns<3>;
     group(panels + first * kWidth * width, prototypes, count, width, depth, cost + first * kWidth, stride);
     first += take;
+  }
+}
+
+// cost[m * stride + n] for `loose` patches and the padding after them: the product with its sides exchanged,
+// transposed.
+static void loose_cost_tile(const float* prototype_panels, int64_t count, const float* patches, int64_t loose,
+                            int64_t width, int64_t depth, float* scratch, float* cost, int64_t stride) {
+  const int64_t columns = padded(count);
+  cost_tile(prototype_panels, columns, patches, loose, width, depth, scratch, columns);
+  std::fill(scratch + loose * columns, scratch + kLanes * columns, 1.0f);
+  for (int64_t n = 0; n < kLanes; n += kWidth) {
+    for (int64_t m = 0; m < count; m += kWidth) {
+      Vector x[kWidth];
+      GUARDCORE_UNROLL
+      for (int i = 0; i < kWidth; ++i) x[i] = load(scratch + (n + i) * columns + m);
+      transpose(x);
+      for (int i = 0; i < std::min<int64_t>(kWidth, count - m); ++i) store(cost + (m + i) * stride + n, x[i]);
+    }
   }
 }
 

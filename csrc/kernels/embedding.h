@@ -28,5 +28,6 @@ constexpr int64_t prototype_stride(int64_t width) { return (((width + 15) / 16) 
 constexpr int64_t kDepth = 128;
 // Shorter where the errors of a few patches would not average out, and the time does not matter.
 constexpr int64_t kNarrowDepth = 32;
+constexpr int64_t depth_of(int64_t patches) { return patches > 16 ? kDepth : kNarrowDepth; }
 
 }  // namespace guardcore

@@ -99,12 +99,13 @@ inline float next_columns(const Problem& q, Workspace& w, bool leap, const Leaps
 }
 
 // A sweep from v to the next rows and columns, around another center if need be.
-inline Sweep sweep_in_range(const Problem& q, Workspace& w, float largest_v, bool want_columns, Center& center) {
-  const Sweep done = sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, want_columns);
+inline Sweep sweep_in_range(const Problem& q, Workspace& w, float largest_v, bool want_columns, bool backward,
+                            Center& center) {
+  const Sweep done = sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, want_columns, backward);
   const bool in_range = done.smallest_row > kLostShare * largest_v && done.largest_u < kLargest && largest_v < kLargest;
   if (in_range) return done;
   recenter_at_v(q, w, center);
-  return sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, want_columns);
+  return sweep(q, w.kernel, w.a, w.v, w.next_row, w.u, w.lanes, w.next_column, want_columns, backward);
 }
 
 // f, mass, per_row and g from the last two row updates and v.
@@ -137,7 +138,7 @@ static void solve(const Problem& q, Workspace& w) {
   std::fill(w.u, w.u + q.stride, 0.0f);
   std::fill(w.row, w.row + q.stride, 1.0f);
   Center center;
-  Sweep last = sweep_in_range(q, w, 1, true, center);
+  Sweep last = sweep_in_range(q, w, 1, true, false, center);
   Leaps leaps(q.options, w.b, q.prototypes, w.leaps);
   for (int64_t iteration = 1;; ++iteration) {
     std::swap(w.row, w.next_row);
@@ -146,7 +147,7 @@ static void solve(const Problem& q, Workspace& w) {
     if (leaps.wanted) mass_over_demand(q, w, leaps.ratio);
     const bool leap = leaps.wanted && leaps.decide(iteration);
     const float largest_v = next_columns(q, w, leap, leaps, last.largest_u, center);
-    last = sweep_in_range(q, w, largest_v, iteration < q.options.max_iterations, center);
+    last = sweep_in_range(q, w, largest_v, iteration < q.options.max_iterations, iteration % 2 == 1, center);
     w.iterations = static_cast<int32_t>(iteration);
     w.marginal_error = last.row_error;
     if (!leap && stops(q.options, iteration, last.row_error)) break;

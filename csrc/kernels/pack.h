@@ -83,4 +83,17 @@ static bool pack_panels(const Rows& rows, float* panels, float* scratch) {
   return sound;
 }
 
+// Panels of prototypes that are unit rows already, zero up to padded(count).
+static void pack_units(const float* unit, int64_t count, int64_t width, float* panels) {
+  for (int64_t m = 0; m < padded(count); m += kWidth) {
+    const float* row[kWidth];
+    Scale scale[kWidth];
+    for (int i = 0; i < kWidth; ++i) {
+      row[i] = unit + std::min(m + i, count - 1) * prototype_stride(width);
+      scale[i] = {m + i < count ? 1.0f : 0.0f, 1, 0, true};
+    }
+    interleave(row, scale, width, panels + m * width);
+  }
+}
+
 }  // namespace guardcore::GUARDCORE_ISA

@@ -7,6 +7,7 @@
 #include <new>
 #include <utility>
 
+#include "embedding.h"
 #include "isa.h"
 
 namespace guardcore {
@@ -33,18 +34,26 @@ struct Problem {
 
   // Calls visit(first column, number of columns, offset into the kernel tile) for blocks of nearly equal width.
   template <class Visit>
-  GUARDCORE_INLINE void for_each_block(Visit visit) const {
-    for (int64_t i = 0, first = 0; i < blocks; ++i) {
-      const int64_t end = (i + 1) * (stride / kLanes) / blocks * kLanes;
+  GUARDCORE_INLINE void for_each_block(Visit visit, bool backward = false) const {
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t block = backward ? blocks - 1 - i : i;
+      const int64_t first = block_start(block), end = block_start(block + 1);
       visit(first, end - first, first * prototypes);
-      first = end;
     }
   }
+  int64_t block_start(int64_t block) const { return block * (stride / kLanes) / blocks * kLanes; }
 
   static constexpr int64_t kBlockFloats = 7168;  // 28 KB
   int64_t patches, prototypes, stride, widest, blocks;
   Options options;
 };
+
+// Patches that go into panels. A few more than fill whole vectors are loose rows: against those the prototypes lie side
+// by side, which takes as many products as there are patches, not as many as a vector has lanes.
+inline int64_t in_panels(int64_t patches, int64_t capacity) {
+  const int64_t over = patches % kLanes;
+  return over * padded(capacity) < capacity * kLanes ? patches - over : padded(patches);
+}
 
 // One thread's memory for one problem at a time, and the solved plan: the share of patch n on prototype m is
 // p(m | n) = v[m] kernel[m][n] per_row[n], its mass (row sum of T) is mass[n].
@@ -52,20 +61,23 @@ class Workspace {
  public:
   Workspace(int64_t patches, int64_t prototypes, int64_t width) {
     const int64_t n = padded(patches), m = padded(prototypes), tile = n * prototypes;
-    memory_.reset(
-        new (std::align_val_t{64}) float[n * width + kLanes * padded(width) + 2 * tile + 9 * n + (kLanes + 9) * m]);
+    const int64_t rows = kLanes * (padded(width) + prototype_stride(width));
+    memory_.reset(new (std::align_val_t{64}) float[n * width + rows + 2 * tile + 9 * n + (2 * kLanes + 9) * m]);
     float* next = memory_.get();
+    loose = std::exchange(next, next + kLanes * prototype_stride(width));
     panels = std::exchange(next, next + n * width);
     scratch = std::exchange(next, next + kLanes * padded(width));
     for (float** array : {&cost, &kernel}) *array = std::exchange(next, next + tile);
     for (float** array : {&a, &shift, &origin, &row, &next_row, &u, &f, &mass, &per_row})
       *array = std::exchange(next, next + n);
     for (float** array : {&b, &v, &g, &column, &next_column}) *array = std::exchange(next, next + m);
-    lanes = std::exchange(next, next + kLanes * m);
+    for (float** array : {&lanes, &loose_cost}) *array = std::exchange(next, next + kLanes * m);
     leaps = next;
   }
 
   float* panels;                                               // the item's unit patches, kWidth side by side
+  float* loose;                                                // and those beyond, as rows of prototype_stride
+  float* loose_cost;                                           // [loose][padded prototypes]
   float* scratch;                                              // kLanes rows of embeddings
   float* cost;                                                 // [prototypes][stride]
   float* kernel;                                               // blocks of [prototypes][columns]

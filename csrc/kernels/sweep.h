@@ -138,15 +138,19 @@ inline void block_columns(const Problem& q, const float* kernel, const float* u,
   }
 }
 
-// v -> row, u -> column; columns are left out after the last iteration.
+// v -> row, u -> column; columns are left out after the last iteration. Every other sweep goes backward: it begins with
+// the block that the one before has left in the cache.
 static Sweep sweep(const Problem& q, const float* kernel, const float* a, const float* v, float* row, float* u,
-                   float* lanes, float* column, bool want_columns) {
+                   float* lanes, float* column, bool want_columns, bool backward) {
   Watch watch{Vector{}, Vector{} + std::numeric_limits<float>::infinity(), Vector{}};
-  q.for_each_block([&](int64_t first, int64_t columns, int64_t offset) {
-    block_rows(q, kernel + offset, v, columns, a + first, row + first, u + first, watch);
-    const Place place{first == 0, first + columns == q.stride};
-    if (want_columns) block_columns(q, kernel + offset, u + first, columns, place, lanes, column);
-  });
+  q.for_each_block(
+      [&](int64_t first, int64_t columns, int64_t offset) {
+        block_rows(q, kernel + offset, v, columns, a + first, row + first, u + first, watch);
+        const bool leftmost = first == 0, rightmost = first + columns == q.stride;
+        const Place place{backward ? rightmost : leftmost, backward ? leftmost : rightmost};
+        if (want_columns) block_columns(q, kernel + offset, u + first, columns, place, lanes, column);
+      },
+      backward);
   return {fold<Sum>(watch.row_error), fold<Smaller>(watch.smallest_row), fold<Larger>(watch.largest_u)};
 }
 

@@ -12,8 +12,11 @@ struct Kernels {
   const char* name;
   bool (*unit_rows)(const Rows& rows, float* unit);
   bool (*pack_panels)(const Rows& rows, float* panels, float* scratch);
+  void (*pack_units)(const float* unit, int64_t count, int64_t width, float* panels);
   void (*cost_tile)(const float* panels, int64_t columns, const float* prototypes, int64_t count, int64_t width,
-                    float* cost, int64_t stride);
+                    int64_t depth, float* cost, int64_t stride);
+  void (*loose_cost_tile)(const float* prototype_panels, int64_t count, const float* patches, int64_t loose,
+                          int64_t width, int64_t depth, float* scratch, float* cost, int64_t stride);
   void (*row_minima)(const Problem& q, const float* cost, float* shift);
   double (*least_statistic)(const Problem& q, const Workspace& w, bool by_distance);
   void (*solve)(const Problem& q, Workspace& w);
