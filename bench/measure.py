@@ -9,8 +9,7 @@ from statistics import median, quantiles
 
 import torch
 
-
-SHORT = 0.02  # seconds
+WARM = 0.005  # seconds
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def once(run: Callable[[], object]) -> tuple[float, float]:
 def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, budget: float = 1e9) -> dict[str, Timing]:
     """Time every contender `rounds` times in rotating order, after one warm-up call each.
 
-    Contenders under SHORT seconds run once untimed at the start of each turn: what their predecessor left in the caches
-    is no property of theirs, and would be a third of the time of the shortest.
+    Every turn begins with WARM seconds of untimed calls, where a call is shorter than that: what the predecessor left
+    in the caches is no property of a contender, and would be a third of the time of the shortest.
 
     One that would need more than `budget` seconds runs in fewer rounds, spread over all: three at least, or a single
     one if a call takes more than two budgets.
@@ -73,10 +72,15 @@ def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, budg
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
             if int((index + 1) * shares[name] + 1e-9) > int(index * shares[name] + 1e-9):
-                if seconds[name] < SHORT:
-                    contenders[name]()
+                warm_up(contenders[name], seconds[name])
                 samples[name].append(once(contenders[name]))
     return {name: Timing(*(tuple(column) for column in zip(*rows, strict=True))) for name, rows in samples.items()}
+
+
+def warm_up(run: Callable[[], object], seconds: float) -> None:
+    """Call again and again for WARM seconds; not at all if one call, of this many seconds, takes longer."""
+    for _ in range(int(WARM / seconds)):
+        run()
 
 
 def share_of(rounds: int, budget: float, seconds: float) -> float:
