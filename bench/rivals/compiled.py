@@ -1,7 +1,7 @@
 """The plain PyTorch loops under torch.compile (default mode, one graph): ten iterations a call, unrolled.
 
-A graph of all fifty is no faster, as nothing fuses across a row and a column sum, and takes minutes to compile. The
-stop rule is looked at after every ten.
+A graph of all fifty would take minutes to compile, with nothing more to fuse: row and column sums keep iterations
+apart. The stop rule is looked at after every ten.
 """
 
 from __future__ import annotations
