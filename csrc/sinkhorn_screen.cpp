@@ -17,7 +17,7 @@ namespace {
 
 constexpr double kUnit = 0x1p-24;  // rounding of one float32 operation, relative
 
-// A computed cost is this near to the exact one. Both unit rows are off by 2 roundings an element; chains of kDepth
+// A computed cost is this near to the exact one. Both unit rows are off by 3 roundings an element; chains of kDepth
 // products at most, then a sum of the chains, lose one rounding a term of sums below 1 (Higham 2002, section 3.1);
 // taking it from 1 loses two more. Twice that, for what is of second order.
 double cost_slack(int64_t width) {

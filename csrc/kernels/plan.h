@@ -28,8 +28,7 @@ struct Problem {
       : patches(patches),
         prototypes(prototypes),
         stride(padded(patches)),
-        widest(std::max<int64_t>(1, kBlockFloats / (prototypes * kLanes)) * kLanes),
-        blocks((stride + widest - 1) / widest),
+        blocks((stride + widest(prototypes) - 1) / widest(prototypes)),
         options(options) {}
 
   // Calls visit(first column, number of columns, offset into the kernel tile) for blocks of nearly equal width.
@@ -43,8 +42,10 @@ struct Problem {
   }
   int64_t block_start(int64_t block) const { return block * (stride / kLanes) / blocks * kLanes; }
 
-  static constexpr int64_t kBlockFloats = 7168;  // 28 KB
-  int64_t patches, prototypes, stride, widest, blocks;
+  // Columns of a block of 28 KB.
+  static int64_t widest(int64_t prototypes) { return std::max<int64_t>(1, 7168 / (prototypes * kLanes)) * kLanes; }
+
+  int64_t patches, prototypes, stride, blocks;
   Options options;
 };
 

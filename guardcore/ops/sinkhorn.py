@@ -89,7 +89,7 @@ def sinkhorn(
         patch_weights: [B, N] >= 0, divided by their sum; None is uniform.
         prototype_weights: [C, M] >= 0, divided by their sum; None is uniform.
         epsilon: entropy weight >= 1e-6, in units of the cost.
-        max_iterations: bound on iterations (a row, then a column update each), >= 1.
+        max_iterations: bound on iterations (a row update, then a column update or a leap: docs/operators.md), >= 1.
         tolerance: a problem stops when its L1 row-marginal error is at most this; 0 means exactly max_iterations.
         relaxation: None for an exact prototype marginal; a number rho >= 0 puts rho KL(T^T 1 || b) in its place.
         out: tensors to write into, from `sinkhorn_buffers`. On a GPU nothing is then allocated, and CUDA graphs can
