@@ -7,6 +7,7 @@ once. To force the definition, call it.
 
 from __future__ import annotations
 
+from guardcore.ops.calibrated_attention import AttentionOutput, calibrated_attention
 from guardcore.ops.joint_sinkhorn import (
     JointBuffers,
     JointOutput,
@@ -20,11 +21,13 @@ from guardcore.ops.sinkhorn_screen import ScreenOutput, sinkhorn_screen, sinkhor
 
 __all__ = [
     "OPS",
+    "AttentionOutput",
     "JointBuffers",
     "JointOutput",
     "ScreenOutput",
     "SinkhornBuffers",
     "SinkhornOutput",
+    "calibrated_attention",
     "joint_sinkhorn",
     "joint_sinkhorn_buffers",
     "joint_sinkhorn_packed",

@@ -134,7 +134,7 @@ def _check(operator: Operator, arguments: tuple[Any, ...]) -> None:
             _check_tensor(name, value, inputs[0], value.shape, _READ_AS.get(name, value.dtype))
     expected = zip(operator.outputs.items(), operator.shapes(*inputs), results, strict=True)
     for (name, dtype), shape, result in expected:
-        _check_tensor(f"out.{name}", result, inputs[0], shape, dtype)
+        _check_tensor(f"out.{name}", result, inputs[0], shape, dtype or inputs[0].dtype)
     if workspace is not None:
         _check_tensor("out.workspace", workspace, inputs[0], (workspace.numel(),), torch.float32)
 

@@ -6,7 +6,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,15 +24,15 @@ _REGISTERED: list[str] = []
 class Operator(NamedTuple):
     """What makes `guardcore::<name>`; every callable takes the schema's positional arguments.
 
-    inputs: the schema's arguments. outputs: the tensors returned and their dtypes. definition: runs on devices without
-    a kernel. kernels: the module of guardcore.triton_kernels that has the launcher <name>. check: raises TypeError or
-    ValueError at bad arguments, values apart. shapes: of the outputs. autograd: (what backward needs, backward), see
-    `guardcore.ops.gradient`.
+    inputs: the schema's arguments. outputs: the tensors returned and their dtypes, None for that of the first input.
+    definition: runs on devices without a kernel. kernels: the module of guardcore.triton_kernels that has the launcher
+    <name>. check: raises TypeError or ValueError at bad arguments, values apart. shapes: of the outputs. autograd:
+    (what backward needs, backward), see `guardcore.ops.gradient`.
     """
 
     name: str
     inputs: str
-    outputs: dict[str, torch.dtype]
+    outputs: Mapping[str, torch.dtype | None]
     definition: Callable[..., tuple[Tensor, ...]]
     kernels: str
     check: Callable[..., None]

@@ -20,6 +20,12 @@ DIFFERENTIABLE = ("sinkhorn", "sinkhorn_packed")
 def arguments(name: str, gradient: bool) -> tuple[object, ...]:
     """Small positional arguments of the torch op."""
     g = torch.Generator().manual_seed(0)
+    if name == "calibrated_attention":
+        query, key = torch.randn(2, 4, 5, 8, generator=g), torch.randn(2, 2, 7, 8, generator=g)
+        kinds, rule = torch.randint(3, (2, 7), generator=g, dtype=torch.uint8), torch.rand(1, 4, 3, 3, generator=g)
+        masks = torch.rand(2, 5, generator=g) > 0.3, torch.rand(2, 7, generator=g) > 0.3
+        groups, start = torch.tensor([[0, 1, 1, 0, 2, 2, 2]] * 2), torch.tensor([2, 1])
+        return query, key, key.flip(2), kinds, rule, *masks, groups, start, True, 0.3, 4, 5.0, True
     patches, prototypes = torch.randn(2, 7, 5, generator=g), torch.randn(3, 4, 5, generator=g)
     weights, group = torch.rand(2, 7, generator=g), torch.tensor([0, 1, 0, 1])
     offsets = torch.tensor([0, 3, 14], dtype=torch.int32)
