@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY_IMPL(guardcore, CPU, m) {
   m.impl("sinkhorn_screen_packed", TORCH_BOX(&guardcore::sinkhorn_screen_packed));
   m.impl("joint_sinkhorn", TORCH_BOX(&guardcore::joint_sinkhorn));
   m.impl("joint_sinkhorn_packed", TORCH_BOX(&guardcore::joint_sinkhorn_packed));
+  m.impl("calibrated_attention", TORCH_BOX(&guardcore::calibrated_attention));
 }
 
 namespace {

@@ -17,6 +17,8 @@ using SinkhornResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 using JointResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 // cleared, bound, distance, patch_cost, patch_score, objective, iterations, marginal_error
 using ScreenResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+// output [B, Q, Hq, D], lse, mass
+using AttentionResult = std::tuple<Tensor, Tensor, Tensor>;
 
 SinkhornResult sinkhorn(Tensor patches, Tensor prototypes, std::optional<Tensor> patch_weights,
                         std::optional<Tensor> prototype_weights, double epsilon, int64_t max_iterations,
@@ -44,5 +46,11 @@ ScreenResult sinkhorn_screen_packed(Tensor patches, Tensor cu_seqlens, Tensor pr
                                     std::optional<Tensor> patch_weights, std::optional<Tensor> prototype_weights,
                                     bool by_distance, double epsilon, int64_t max_iterations, double tolerance,
                                     std::optional<double> relaxation);
+
+AttentionResult calibrated_attention(Tensor query, Tensor key, Tensor value, Tensor key_class, Tensor rule,
+                                     std::optional<Tensor> row_mask, std::optional<Tensor> key_mask,
+                                     std::optional<Tensor> key_group, std::optional<Tensor> query_start,
+                                     bool is_causal, double scale, std::optional<int64_t> window,
+                                     std::optional<double> softcap, bool return_mass);
 
 }  // namespace guardcore

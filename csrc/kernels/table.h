@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "calibrated_attention_task.h"
 #include "embedding.h"
 #include "plan.h"
 
@@ -25,6 +26,9 @@ struct Kernels {
   double (*dual_value)(const Problem& q, const Workspace& w, bool balanced, double rho);
   void (*group_shares)(const Problem& q, const Workspace& w, const int64_t* group, int64_t groups, float* mass,
                        float* cost, int64_t row_stride);
+  int64_t attention_block, attention_team;  // slots that are attended together, and blocks of them
+  int64_t (*attention_scratch)(int64_t width, int64_t classes);
+  void (*attend)(const AttentionTask& task, int64_t first, int64_t count, float* scratch);
 };
 
 extern const Kernels kernels_baseline;
