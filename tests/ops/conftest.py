@@ -37,3 +37,50 @@ def draw() -> Draw:
         return normalize(patches, dim=-1), normalize(prototypes, dim=-1)
 
     return draw
+
+
+@pytest.fixture
+def draw_attention() -> Callable[..., dict[str, Tensor]]:
+    """Draw the tensors of `ops.calibrated_attention` by their names, with 3 classes and a rule by its name."""
+
+    def draw(
+        shape: tuple[int, ...], rule: str = "mixed", classes: str = "span", dtype: torch.dtype = torch.float32
+    ) -> dict[str, Tensor]:
+        (B, Hq, Hkv, Q, K, D), g = shape, torch.Generator().manual_seed(sum(shape))
+        query, key = torch.randn(B, Hq, Q, D, generator=g), torch.randn(B, Hkv, K, D, generator=g)
+        value = torch.randn(B, Hkv, K, D, generator=g)
+        return {
+            "query": (1.5 * query).to(dtype),
+            "key": key.to(dtype),
+            "value": value.to(dtype),
+            "key_class": _classes(classes, B, K, g),
+            "rule": _RULES[rule](torch.rand(B, Hq, 3, 3, generator=g), D),
+        }
+
+    return draw
+
+
+def _classes(kind: str, B: int, K: int, g: torch.Generator) -> Tensor:
+    """key_class[B, K]: a `span` of each class at a place that differs by item, `scattered` ones, or `all` keys."""
+    if kind == "span":
+        place = (torch.arange(K) - torch.arange(B)[:, None] - K // 3) * 8 // max(K, 1)
+        return torch.where((place == 0) | (place == 3), 1 + place.clamp(0, 1), 0).to(torch.uint8)
+    return torch.randint(int(kind == "all"), 3, (B, K), generator=g, dtype=torch.uint8)
+
+
+def _rule(linear: Tensor | float, quadratic: Tensor | float, additive: Tensor | float, like: Tensor) -> Tensor:
+    columns = [torch.as_tensor(column).expand(like.shape[:-1]) for column in (linear, quadratic, additive)]
+    return torch.stack(columns, -1).float()
+
+
+# From uniform u[B, Hq, G, 3] in 0 ... 1 and the width D, which equations 13 and 14 of GuardAlign multiply in.
+_RULES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "zero": lambda u, D: torch.zeros_like(u),
+    "additive": lambda u, D: _rule(0, 0, 10 * u[..., 2] - 4, u),
+    "gated": lambda u, D: _rule(u[..., 0], 0, 0, u),
+    "literal": lambda u, D: _rule(0, 0.1 * u[..., 1] * D**0.5, 0, u),
+    "mixed": lambda u, D: _rule(u[..., 0] - 0.3, 0.5 * u[..., 1], 4 * u[..., 2] - 2, u),
+    "suppressed": lambda u, D: _rule(0, 0, -40 * u[..., 2] - 20, u),
+    "removed": lambda u, D: _rule(u[..., 0], 0, torch.where(u[..., 2] < 0.5, -torch.inf, 0.3), u),
+    "strong": lambda u, D: _rule(4 * u[..., 0], 2 * u[..., 1], 12 * u[..., 2], u),
+}
