@@ -49,7 +49,7 @@ AttentionTask task_of(const AttentionInputs& a, const AttentionKeys& keys, const
   t.key_class = a.key_class.const_data_ptr<uint8_t>() + item * t.keys;
   if (a.row_mask) t.row_mask = static_cast<const uint8_t*>(at(*a.row_mask, item * t.rows));
   if (a.key_mask) t.key_mask = static_cast<const uint8_t*>(at(*a.key_mask, item * t.keys));
-  t.blocks = keys.blocks(item), t.groups = keys.groups(item);
+  t.blocks = keys.blocks(item), t.any_class = keys.any_class(item), t.groups = keys.groups(item);
   t.is_causal = a.is_causal, t.start = start_of(a, item);
   t.window = std::min(a.window.value_or(2 * kFar), 2 * kFar);  // no window: one that no position leaves
   t.scale = static_cast<float>(a.scale), t.softcap = static_cast<float>(a.softcap.value_or(0));

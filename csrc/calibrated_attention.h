@@ -41,6 +41,7 @@ class AttentionKeys {
   explicit AttentionKeys(const AttentionInputs& inputs);
 
   const KeyBlock* blocks(int64_t item) const { return blocks_.data() + item * blocks_of_item_; }
+  bool any_class(int64_t item) const { return any_class_[item]; }
   const KeyGroup* groups(int64_t item) const { return groups_.empty() ? nullptr : groups_.data() + item * keys_; }
 
  private:
@@ -49,6 +50,7 @@ class AttentionKeys {
 
   int64_t keys_, blocks_of_item_;
   std::vector<KeyBlock> blocks_;
+  std::vector<uint8_t> any_class_;
   std::vector<KeyGroup> groups_;
 };
 

@@ -90,14 +90,17 @@ void AttentionKeys::find_blocks(const AttentionInputs& inputs) {
   const bool* key_mask = inputs.key_mask ? inputs.key_mask->const_data_ptr<bool>() : nullptr;
   uint8_t largest = 0;
   for (int64_t b = 0; b < inputs.items(); ++b) {
+    uint8_t of_item = 0;
     for (int64_t k = 0; k < keys_; k += kKeyBlock) {
       const int64_t first = b * keys_ + k, end = b * keys_ + std::min(k + kKeyBlock, keys_);
       uint8_t most = 0;
       for (int64_t i = first; i < end; ++i) most = std::max(most, key_class[i]);
       const int64_t visible = key_mask ? std::count(key_mask + first, key_mask + end, true) : end - first;
       blocks_.push_back({visible > 0, visible == end - first, most > 0});
-      largest = std::max(largest, most);
+      of_item = std::max(of_item, most);
     }
+    any_class_.push_back(of_item > 0);
+    largest = std::max(largest, of_item);
   }
   STD_TORCH_CHECK(largest < inputs.classes(), "key_class holds class ", static_cast<int>(largest), ", rule has only ",
                   inputs.classes(), " classes");

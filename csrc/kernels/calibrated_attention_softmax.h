@@ -10,6 +10,8 @@
 
 namespace guardcore::GUARDCORE_ISA {
 
+typedef uint32_t Words __attribute__((vector_size(4 * GUARDCORE_WIDTH)));
+
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
 GUARDCORE_INLINE Bits load_bits(const int32_t* from) {
@@ -105,7 +107,18 @@ struct Running {
   float *largest, *total, *base, *decay;
 };
 
-template <int V>
+// Every lane becomes the largest of those a multiple of `Period` lanes away.
+template <int Period, int H = kWidth / 2>
+GUARDCORE_INLINE Vector largest_of_period(Vector x) {
+  if constexpr (H >= Period) {
+    return largest_of_period<Period, H / 2>(larger(x, rotated<H>(x, EveryLane{})));
+  } else {
+    return x;
+  }
+}
+
+// Period: lanes that are that far apart belong to one row.
+template <int V, int Period = kWidth>
 static void raise_maximum(const float* score, int64_t keys, const Running& run) {
   constexpr int kChains = 8 / V;
   Vector most[kChains][V];
@@ -130,6 +143,7 @@ static void raise_maximum(const float* score, int64_t keys, const Running& run) 
   for (int j = 0; j < V; ++j) {
     GUARDCORE_UNROLL
     for (int i = 1; i < kChains; ++i) most[0][j] = larger(most[0][j], most[i][j]);
+    most[0][j] = largest_of_period<Period>(most[0][j]);
     const Vector base = most[0][j] == kHidden ? Vector{} : most[0][j];  // -inf - -inf would be a NaN
     store(run.decay + j * kWidth, exponential(load(run.largest + j * kWidth) - base));
     store(run.largest + j * kWidth, most[0][j]);

@@ -31,6 +31,7 @@ struct AttentionTask {
   const uint8_t* key_class;                           // [keys]
   const uint8_t *row_mask, *key_mask;                 // [rows], [keys]; null: all
   const KeyBlock* blocks;                             // [keys / kKeyBlock, rounded up]
+  bool any_class;                                     // in any of them
   const KeyGroup* groups;                             // [keys]; null: none
   bool is_causal;
   int64_t start, window;  // position of row 0 in key coordinates; rows see at most `window` keys back

@@ -1,0 +1,274 @@
+// Calibrated attention of a few rows, as in decoding: reading the keys is the work, and most lanes would be idle if rows
+// ran along them. Here the width runs along the lanes of a product, and of the scores a vector holds kWidth / R keys for
+// each of R rows, score[key][R]; elements of 16 bits are widened in registers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "calibrated_attention_block.h"
+#include "calibrated_attention_softmax.h"
+#include "calibrated_attention_task.h"
+#include "vector.h"
+
+namespace guardcore::GUARDCORE_ISA {
+
+constexpr int64_t kFewSlots = std::min(8, kWidth);
+
+typedef uint16_t Halves __attribute__((vector_size(2 * GUARDCORE_WIDTH)));
+
+GUARDCORE_INLINE Words load_halves(const uint16_t* from) {
+  Halves x;
+  std::memcpy(&x, from, sizeof x);
+  return __builtin_convertvector(x, Words);
+}
+
+struct AsFloat {
+  using Stored = float;
+  static GUARDCORE_INLINE Vector wide(const float* from) { return load(from); }
+};
+
+struct AsBFloat16 {
+  using Stored = uint16_t;
+  static GUARDCORE_INLINE Vector wide(const uint16_t* from) { return (Vector)(load_halves(from) << 16); }
+};
+
+// As widen_half, lane by lane.
+struct AsHalf {
+  using Stored = uint16_t;
+  static GUARDCORE_INLINE Vector wide(const uint16_t* from) {
+    const Words x = load_halves(from), size = (x & 0x7fff) << 13;
+    const Words finite = (Words)((Vector)size * 0x1p112f);
+    const Words bits = (x & 0x7c00) == 0x7c00 ? size | 0x7f800000 : finite;
+    return (Vector)(bits | (x >> 15 << 31));
+  }
+};
+
+// The first `count` of a vector's elements, zeros after them.
+template <class E>
+GUARDCORE_INLINE Vector wide_part(const typename E::Stored* from, int64_t count) {
+  typename E::Stored part[kWidth] = {};
+  for (int64_t i = 0; i < count; ++i) part[i] = from[i];
+  return E::wide(part);
+}
+
+// How a vector of a row is read, `skip` elements on: whole, or the part that is left at its end.
+template <class E>
+struct Whole {
+  int64_t skip;
+  GUARDCORE_INLINE Vector operator()(const typename E::Stored* row) const { return E::wide(row + skip); }
+};
+
+template <class E>
+struct Part {
+  int64_t skip, count;
+  GUARDCORE_INLINE Vector operator()(const typename E::Stored* row) const { return wide_part<E>(row + skip, count); }
+};
+
+// sum[key * R + row] += the products of one vector of dimensions.
+template <int R, class Row, class Wide>
+GUARDCORE_INLINE void add_products(const Row* key, const float* query, int64_t query_stride, Wide wide, Vector* sum) {
+  Vector q[R];
+  GUARDCORE_UNROLL
+  for (int r = 0; r < R; ++r) q[r] = load(query + r * query_stride);
+  GUARDCORE_UNROLL
+  for (int i = 0; i < kWidth / R; ++i) {
+    const Vector k = wide(key[i]);
+    GUARDCORE_UNROLL
+    for (int r = 0; r < R; ++r) sum[i * R + r] += k * q[r];
+  }
+}
+
+// score[key][R], whole vectors: further keys repeat the last one.
+template <int R, class E>
+static void few_scores(const typename E::Stored* key, int64_t stride, int64_t keys, const float* query, int64_t width,
+                       float* score) {
+  using Row = const typename E::Stored*;
+  constexpr int kKeys = kWidth / R;
+  const int64_t padded = padded_width(width), whole = width / kWidth * kWidth;
+  for (int64_t t = 0; t < keys; t += kKeys) {
+    Row row[kKeys];
+    GUARDCORE_UNROLL
+    for (int i = 0; i < kKeys; ++i) row[i] = key + std::min(t + i, keys - 1) * stride;
+    Vector sum[kWidth] = {};
+    for (int64_t d = 0; d < whole; d += kWidth)
+      add_products<R>(row, query + d, padded, Whole<E>{d}, sum);
+    if (whole < width) add_products<R>(row, query + whole, padded, Part<E>{whole, width - whole}, sum);
+    store(score + t * R, lane_sums(sum));
+  }
+}
+
+// out[r][d] = decay[r] out[r][d] + sum_t weight[t][r] value[t][d] for C vectors of dimensions.
+template <int R, int C, class Stored, class Wide>
+GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const float* weight, int64_t keys,
+                                     const float* decay, int64_t out_stride, Wide wide, float* out) {
+  Vector sum[R][C];
+  GUARDCORE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GUARDCORE_UNROLL
+    for (int c = 0; c < C; ++c) sum[r][c] = load(out + r * out_stride + c * kWidth) * decay[r];
+  }
+  for (int64_t t = 0; t < keys; ++t) {
+    GUARDCORE_UNROLL
+    for (int c = 0; c < C; ++c) {
+      const Vector v = wide(value + t * stride + c * kWidth);
+      GUARDCORE_UNROLL
+      for (int r = 0; r < R; ++r) sum[r][c] += weight[t * R + r] * v;
+    }
+  }
+  GUARDCORE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    GUARDCORE_UNROLL
+    for (int c = 0; c < C; ++c) store(out + r * out_stride + c * kWidth, sum[r][c]);
+  }
+}
+
+template <int R, class E>
+static void few_values(const typename E::Stored* value, int64_t stride, const float* weight, int64_t keys,
+                       const float* decay, int64_t width, float* out) {
+  constexpr int kChunk = std::max(1, std::min(8, (kRegisters >= 32 ? 16 : 8) / R));
+  const int64_t padded = padded_width(width), whole = width / kWidth * kWidth;
+  int64_t d = 0;
+  for (; d + kChunk * kWidth <= whole; d += kChunk * kWidth)
+    add_few_values<R, kChunk>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, out + d);
+  for (; d < whole; d += kWidth)
+    add_few_values<R, 1>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, out + d);
+  if (whole == width) return;
+  const Part<E> part{0, width - whole};
+  add_few_values<R, 1>(value + whole, stride, weight, keys, decay, padded, part, out + whole);
+}
+
+// The rule on vectors of which a key has a class; each key's coefficients are put in its lanes.
+template <int R>
+static void few_rule(const uint8_t* key_class, int64_t keys, const float* rule, float* score) {
+  constexpr int kKeys = kWidth / R;
+  for (int64_t t = 0; t < keys; t += kKeys) {
+    const int64_t count = std::min<int64_t>(kKeys, keys - t);
+    if (std::all_of(key_class + t, key_class + t + count, [](uint8_t g) { return g == 0; })) continue;
+    float of[3][kWidth] = {};
+    for (int64_t i = 0; i < count; ++i) {
+      for (int k = 0; k < 3; ++k)
+        std::memcpy(of[k] + i * R, rule + (key_class[t + i] * 3 + k) * kWidth, R * sizeof(float));
+    }
+    store(score + t * R, calibrated(load(score + t * R), load(of[0]), load(of[1]), load(of[2])));
+  }
+}
+
+template <int R>
+static void few_hide(const AttentionTask& task, const Sight& sight, int64_t first_key, int64_t keys, float* score) {
+  for (int64_t t = 0; t < keys; ++t) {
+    const int64_t at = first_key + t;
+    const int32_t group = task.groups ? task.groups[at].id : 0;
+    const bool visible = !task.key_mask || task.key_mask[at];
+    for (int r = 0; r < R; ++r) {
+      const bool near = sight.first[r] <= at && at < sight.end[r], same = group != 0 && group == sight.group[r];
+      if (!visible || !(near || same)) score[t * R + r] = kHidden;
+    }
+  }
+}
+
+template <int R>
+static void few_mass(const uint8_t* key_class, int64_t keys, const float* weight, float* mass) {
+  for (int64_t t = 0; t < keys; ++t) {
+    if (key_class[t] == 0) continue;
+    for (int r = 0; r < R; ++r) mass[key_class[t] * kWidth + r] += weight[t * R + r];
+  }
+}
+
+// Values as floats, zeros for the keys that no row gives weight to: what a hidden key holds may be a NaN.
+template <int R, class E>
+static void seen_values(const typename E::Stored* value, int64_t stride, int64_t keys, const float* weight,
+                        int64_t width, float* seen) {
+  const int64_t padded = padded_width(width);
+  for (int64_t t = 0; t < keys; ++t) {
+    const bool any = std::any_of(weight + t * R, weight + (t + 1) * R, [](float w) { return w != 0; });
+    for (int64_t d = 0; d < width; d += kWidth) {
+      const Vector x = wide_part<E>(value + t * stride + d, std::min<int64_t>(kWidth, width - d));
+      store(seen + t * padded + d, any ? x : Vector{});
+    }
+  }
+}
+
+// Keys first ... end - 1, at most kKeyBlock of one block; scratch: scores, then values.
+template <int R, class E>
+static void attend_few_keys(const AttentionTask& task, SlotBlock& b, int64_t first, int64_t end, float* scratch) {
+  using Stored = typename E::Stored;
+  constexpr int kKeys = kWidth / R;
+  const KeyBlock& block = task.blocks[first / kKeyBlock];
+  const int64_t n = end - first, vectors = (n + kKeys - 1) / kKeys;
+  const bool whole = block.all_visible && b.sees_all(first, end);
+  const uint8_t* key_class = task.key_class + first;
+  const Stored* value = static_cast<const Stored*>(task.value) + first * task.value_row;
+  float *score = scratch, *seen = scratch + kKeyBlock * kBlockSlots;
+  few_scores<R, E>(static_cast<const Stored*>(task.key) + first * task.key_row, task.key_row, n, b.panels, task.width,
+                   score);
+  if (task.softcap > 0) cap_scores(score, vectors * kWidth, task.softcap);
+  if (block.any_class) few_rule<R>(key_class, n, b.rule, score);
+  if (!whole) few_hide<R>(task, b.sight, first, n, score);
+  std::fill(score + n * R, score + vectors * kWidth, kHidden);
+  raise_maximum<1, R>(score, vectors, b.run);
+  const bool exact = !whole || block.any_class || n % kKeys != 0;
+  (exact ? &weigh<1, true> : &weigh<1, false>)(score, vectors, b.run);
+  if (task.mass) add_mass(nullptr, n, task.classes, b.run.decay, kWidth, score, b.mass);
+  if (task.mass && block.any_class) few_mass<R>(key_class, n, score, b.mass);
+  if (whole) {
+    few_values<R, E>(value, task.value_row, score, n, b.run.decay, task.width, b.out);
+  } else {
+    seen_values<R, E>(value, task.value_row, n, score, task.width, seen);
+    few_values<R, AsFloat>(seen, padded_width(task.width), score, n, b.run.decay, task.width, b.out);
+  }
+}
+
+// Scaled queries [R][padded width].
+template <class E>
+static void widen_queries(const AttentionTask& task, const SlotBlock& b, float* query) {
+  for (int64_t r = 0; r < b.period; ++r) {
+    const int64_t slot = b.slot(r), index = slot / task.heads * task.query_row + slot % task.heads * task.query_head;
+    const auto* from = static_cast<const typename E::Stored*>(task.query) + index;
+    for (int64_t d = 0; d < task.width; d += kWidth) {
+      const Vector x = wide_part<E>(from + d, std::min<int64_t>(kWidth, task.width - d));
+      store(query + r * padded_width(task.width) + d, x * task.scale);
+    }
+  }
+}
+
+// All slots of a task that has at most R.
+template <int R, class E>
+static void attend_rows(const AttentionTask& task, float* scratch) {
+  SlotBlock b = carve(scratch, task.width, task.classes);
+  b.first = 0, b.count = task.slots(), b.period = R, b.vectors = 1;
+  begin_block(task, b);
+  widen_queries<E>(task, b, b.panels);
+  float* rest = scratch + block_floats(task.width, task.classes);
+  for (int64_t k = b.first_key; k < b.end_key;) {
+    const int64_t end = std::min((k / kKeyBlock + 1) * kKeyBlock, b.end_key);
+    if (task.blocks[k / kKeyBlock].any_visible) attend_few_keys<R, E>(task, b, k, end, rest);
+    k = end;
+  }
+  for (int r = 0; r < b.count; ++r) {
+    float total = 0;
+    for (int i = r; i < kWidth; i += R) total += b.run.total[i];
+    b.run.total[r] = total;
+    float* row = b.out + r * padded_width(task.width);
+    for (int64_t d = 0; d < task.width; ++d) row[d] /= total;
+    write_slot(task, b, r, row);
+  }
+}
+
+template <class E>
+static void attend_few_of(const AttentionTask& task, float* scratch) {
+  const int64_t slots = task.slots();
+  if (slots == 1) return attend_rows<1, E>(task, scratch);
+  if (slots == 2) return attend_rows<2, E>(task, scratch);
+  if (slots <= 4) return attend_rows<4, E>(task, scratch);
+  if constexpr (kFewSlots == 8) attend_rows<8, E>(task, scratch);
+}
+
+// A task of at most kFewSlots slots.
+static void attend_few(const AttentionTask& task, float* scratch) {
+  if (task.element == Element::kFloat) return attend_few_of<AsFloat>(task, scratch);
+  if (task.element == Element::kBFloat16) return attend_few_of<AsBFloat16>(task, scratch);
+  attend_few_of<AsHalf>(task, scratch);
+}
+
+}  // namespace guardcore::GUARDCORE_ISA
