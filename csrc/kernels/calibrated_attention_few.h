@@ -52,6 +52,18 @@ GUARDCORE_INLINE Vector wide_part(const typename E::Stored* from, int64_t count)
   return E::wide(part);
 }
 
+// Rows that are read next. Four rows at a time are too few streams for the processor's own prefetching: while keys are
+// scored their values are asked for, and while values are added up the next keys.
+struct Ahead {
+  const char* first;
+  int64_t stride, bytes, rows;
+
+  GUARDCORE_INLINE void fetch(int64_t row) const {
+    if (row >= rows) return;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(first + row * stride + i, 0, 2);
+  }
+};
+
 // How a vector of a row is read, `skip` elements on: whole, or the part that is left at its end.
 template <class E>
 struct Whole {
@@ -82,7 +94,7 @@ GUARDCORE_INLINE void add_products(const Row* key, const float* query, int64_t q
 // score[key][R], whole vectors: further keys repeat the last one.
 template <int R, class E>
 static void few_scores(const typename E::Stored* key, int64_t stride, int64_t keys, const float* query, int64_t width,
-                       float* score) {
+                       const Ahead& ahead, float* score) {
   using Row = const typename E::Stored*;
   constexpr int kKeys = kWidth / R;
   const int64_t padded = padded_width(width), whole = width / kWidth * kWidth;
@@ -90,6 +102,7 @@ static void few_scores(const typename E::Stored* key, int64_t stride, int64_t ke
     Row row[kKeys];
     GUARDCORE_UNROLL
     for (int i = 0; i < kKeys; ++i) row[i] = key + std::min(t + i, keys - 1) * stride;
+    for (int i = 0; i < kKeys; ++i) ahead.fetch(t + i);
     Vector sum[kWidth] = {};
     for (int64_t d = 0; d < whole; d += kWidth)
       add_products<R>(row, query + d, padded, Whole<E>{d}, sum);
@@ -101,7 +114,7 @@ static void few_scores(const typename E::Stored* key, int64_t stride, int64_t ke
 // out[r][d] = decay[r] out[r][d] + sum_t weight[t][r] value[t][d] for C vectors of dimensions.
 template <int R, int C, class Stored, class Wide>
 GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const float* weight, int64_t keys,
-                                     const float* decay, int64_t out_stride, Wide wide, float* out) {
+                                     const float* decay, int64_t out_stride, Wide wide, const Ahead& ahead, float* out) {
   Vector sum[R][C];
   GUARDCORE_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -109,6 +122,7 @@ GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const 
     for (int c = 0; c < C; ++c) sum[r][c] = load(out + r * out_stride + c * kWidth) * decay[r];
   }
   for (int64_t t = 0; t < keys; ++t) {
+    ahead.fetch(t);
     GUARDCORE_UNROLL
     for (int c = 0; c < C; ++c) {
       const Vector v = wide(value + t * stride + c * kWidth);
@@ -125,17 +139,19 @@ GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const 
 
 template <int R, class E>
 static void few_values(const typename E::Stored* value, int64_t stride, const float* weight, int64_t keys,
-                       const float* decay, int64_t width, float* out) {
+                       const float* decay, int64_t width, Ahead ahead, float* out) {
   constexpr int kChunk = std::max(1, std::min(8, (kRegisters >= 32 ? 16 : 8) / R));
   const int64_t padded = padded_width(width), whole = width / kWidth * kWidth;
   int64_t d = 0;
-  for (; d + kChunk * kWidth <= whole; d += kChunk * kWidth)
-    add_few_values<R, kChunk>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, out + d);
+  for (; d + kChunk * kWidth <= whole; d += kChunk * kWidth) {
+    add_few_values<R, kChunk>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, ahead, out + d);
+    ahead.rows = 0;  // once
+  }
   for (; d < whole; d += kWidth)
-    add_few_values<R, 1>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, out + d);
+    add_few_values<R, 1>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, ahead, out + d);
   if (whole == width) return;
   const Part<E> part{0, width - whole};
-  add_few_values<R, 1>(value + whole, stride, weight, keys, decay, padded, part, out + whole);
+  add_few_values<R, 1>(value + whole, stride, weight, keys, decay, padded, part, ahead, out + whole);
 }
 
 // The rule on vectors of which a key has a class; each key's coefficients are put in its lanes.
@@ -200,8 +216,12 @@ static void attend_few_keys(const AttentionTask& task, SlotBlock& b, int64_t fir
   const uint8_t* key_class = task.key_class + first;
   const Stored* value = static_cast<const Stored*>(task.value) + first * task.value_row;
   float *score = scratch, *seen = scratch + kKeyBlock * kBlockSlots;
-  few_scores<R, E>(static_cast<const Stored*>(task.key) + first * task.key_row, task.key_row, n, b.panels, task.width,
-                   score);
+  const Stored* key = static_cast<const Stored*>(task.key) + first * task.key_row;
+  const int64_t size = sizeof(Stored), next = std::min(kKeyBlock, b.end_key - end);
+  const Ahead values{reinterpret_cast<const char*>(value), task.value_row * size, task.width * size, n};
+  const Ahead next_keys{reinterpret_cast<const char*>(key + n * task.key_row), task.key_row * size, task.width * size,
+                        next};
+  few_scores<R, E>(key, task.key_row, n, b.panels, task.width, values, score);
   if (task.softcap > 0) cap_scores(score, vectors * kWidth, task.softcap);
   if (block.any_class) few_rule<R>(key_class, n, b.rule, score);
   if (!whole) few_hide<R>(task, b.sight, first, n, score);
@@ -212,10 +232,10 @@ static void attend_few_keys(const AttentionTask& task, SlotBlock& b, int64_t fir
   if (task.mass) add_mass(nullptr, n, task.classes, b.run.decay, kWidth, score, b.mass);
   if (task.mass && block.any_class) few_mass<R>(key_class, n, score, b.mass);
   if (whole) {
-    few_values<R, E>(value, task.value_row, score, n, b.run.decay, task.width, b.out);
+    few_values<R, E>(value, task.value_row, score, n, b.run.decay, task.width, next_keys, b.out);
   } else {
     seen_values<R, E>(value, task.value_row, n, score, task.width, seen);
-    few_values<R, AsFloat>(seen, padded_width(task.width), score, n, b.run.decay, task.width, b.out);
+    few_values<R, AsFloat>(seen, padded_width(task.width), score, n, b.run.decay, task.width, next_keys, b.out);
   }
 }
 
