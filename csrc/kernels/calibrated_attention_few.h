@@ -115,12 +115,7 @@ static void few_scores(const typename E::Stored* key, int64_t stride, int64_t ke
 template <int R, int C, class Stored, class Wide>
 GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const float* weight, int64_t keys,
                                      const float* decay, int64_t out_stride, Wide wide, const Ahead& ahead, float* out) {
-  Vector sum[R][C];
-  GUARDCORE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    GUARDCORE_UNROLL
-    for (int c = 0; c < C; ++c) sum[r][c] = load(out + r * out_stride + c * kWidth) * decay[r];
-  }
+  Vector sum[R][C] = {};
   for (int64_t t = 0; t < keys; ++t) {
     ahead.fetch(t);
     GUARDCORE_UNROLL
@@ -133,7 +128,10 @@ GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const 
   GUARDCORE_UNROLL
   for (int r = 0; r < R; ++r) {
     GUARDCORE_UNROLL
-    for (int c = 0; c < C; ++c) store(out + r * out_stride + c * kWidth, sum[r][c]);
+    for (int c = 0; c < C; ++c) {
+      float* to = out + r * out_stride + c * kWidth;
+      store(to, load(to) * decay[r] + sum[r][c]);
+    }
   }
 }
 

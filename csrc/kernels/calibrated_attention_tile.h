@@ -39,16 +39,12 @@ static void score_tile(const float* key, int64_t stride, const float* panels, in
   }
 }
 
-// R dimensions of the output. Guarded: a weight of 0 takes nothing, though the value be infinite or NaN.
+// R dimensions of the output. The block's own sum is added to older ones as a whole: one chain over all keys would gather
+// their rounding. Guarded: a weight of 0 takes nothing, though the value be infinite or NaN.
 template <int V, int R, bool Guarded>
 static void value_tile(const float* value, int64_t stride, const float* weight, int64_t keys, const float* decay,
                        float* out) {
-  Vector sum[R][V];
-  GUARDCORE_UNROLL
-  for (int i = 0; i < R; ++i) {
-    GUARDCORE_UNROLL
-    for (int j = 0; j < V; ++j) sum[i][j] = load(out + (i * V + j) * kWidth) * load(decay + j * kWidth);
-  }
+  Vector sum[R][V] = {};
   for (int64_t t = 0; t < keys; ++t) {
     Vector x[V];
     GUARDCORE_UNROLL
@@ -68,7 +64,10 @@ static void value_tile(const float* value, int64_t stride, const float* weight, 
   GUARDCORE_UNROLL
   for (int i = 0; i < R; ++i) {
     GUARDCORE_UNROLL
-    for (int j = 0; j < V; ++j) store(out + (i * V + j) * kWidth, sum[i][j]);
+    for (int j = 0; j < V; ++j) {
+      float* to = out + (i * V + j) * kWidth;
+      store(to, load(to) * load(decay + j * kWidth) + sum[i][j]);
+    }
   }
 }
 
