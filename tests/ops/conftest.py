@@ -50,7 +50,7 @@ def draw_attention() -> Callable[..., dict[str, Tensor]]:
         query, key = torch.randn(B, Hq, Q, D, generator=g), torch.randn(B, Hkv, K, D, generator=g)
         value = torch.randn(B, Hkv, K, D, generator=g)
         return {
-            "query": (1.5 * query).to(dtype),
+            "query": query.to(dtype),
             "key": key.to(dtype),
             "value": value.to(dtype),
             "key_class": _classes(classes, B, K, g),
@@ -73,14 +73,14 @@ def _rule(linear: Tensor | float, quadratic: Tensor | float, additive: Tensor | 
     return torch.stack(columns, -1).float()
 
 
-# From uniform u[B, Hq, G, 3] in 0 ... 1 and the width D, which equations 13 and 14 of GuardAlign multiply in.
+# From uniform u[B, Hq, G, 3] in 0 ... 1; equations 13 and 14 of GuardAlign multiply with the square root of the width
 _RULES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "zero": lambda u, D: torch.zeros_like(u),
-    "additive": lambda u, D: _rule(0, 0, 10 * u[..., 2] - 4, u),
-    "gated": lambda u, D: _rule(u[..., 0], 0, 0, u),
-    "literal": lambda u, D: _rule(0, 0.1 * u[..., 1] * D**0.5, 0, u),
-    "mixed": lambda u, D: _rule(u[..., 0] - 0.3, 0.5 * u[..., 1], 4 * u[..., 2] - 2, u),
-    "suppressed": lambda u, D: _rule(0, 0, -40 * u[..., 2] - 20, u),
-    "removed": lambda u, D: _rule(u[..., 0], 0, torch.where(u[..., 2] < 0.5, -torch.inf, 0.3), u),
-    "strong": lambda u, D: _rule(4 * u[..., 0], 2 * u[..., 1], 12 * u[..., 2], u),
+    "zero": lambda u, _: torch.zeros_like(u),
+    "additive": lambda u, _: _rule(0, 0, 10 * u[..., 2] - 4, u),
+    "gated": lambda u, _: _rule(u[..., 0], 0, 0, u),
+    "literal": lambda u, width: _rule(0, 0.1 * u[..., 1] * width**0.5, 0, u),
+    "mixed": lambda u, _: _rule(u[..., 0] - 0.3, 0.5 * u[..., 1], 4 * u[..., 2] - 2, u),
+    "suppressed": lambda u, _: _rule(0, 0, -40 * u[..., 2] - 20, u),
+    "removed": lambda u, _: _rule(u[..., 0], 0, torch.where(u[..., 2] < 0.5, -torch.inf, 0.3), u),
+    "strong": lambda u, _: _rule(4 * u[..., 0], 2 * u[..., 1], 12 * u[..., 2], u),
 }
