@@ -20,7 +20,8 @@ constexpr int64_t padded_width(int64_t width) { return (width + kWidth - 1) / kW
 
 // Up to kBlockSlots slots and what becomes of them; every array of state has one number a lane in its last place.
 struct SlotBlock {
-  int64_t first, count, period;  // slots of the task; lanes repeat with the period, those beyond the last slot repeat it
+  int64_t first, count;  // slots of the task
+  int64_t period;        // lanes that stand for slots of their own; those beyond the last slot repeat it
   int vectors;
   float *panels, *out, *rule, *mass;
   Running run;

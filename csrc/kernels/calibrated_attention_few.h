@@ -1,6 +1,6 @@
-// Calibrated attention of a few rows, as in decoding: reading the keys is the work, and most lanes would be idle if rows
-// ran along them. Here the width runs along the lanes of a product, and of the scores a vector holds kWidth / R keys for
-// each of R rows, score[key][R]; elements of 16 bits are widened in registers.
+// Calibrated attention of a few rows, as in decoding: reading the keys is the work, and most lanes would be idle if
+// rows ran along them. Here the width runs along the lanes of a product, and of the scores a vector holds kWidth / R
+// keys for each of R rows, score[key][R]; elements of 16 bits are widened in registers.
 #pragma once
 
 #include <algorithm>
@@ -114,7 +114,8 @@ static void few_scores(const typename E::Stored* key, int64_t stride, int64_t ke
 // out[r][d] = decay[r] out[r][d] + sum_t weight[t][r] value[t][d] for C vectors of dimensions.
 template <int R, int C, class Stored, class Wide>
 GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const float* weight, int64_t keys,
-                                     const float* decay, int64_t out_stride, Wide wide, const Ahead& ahead, float* out) {
+                                     const float* decay, int64_t out_stride, Wide wide, const Ahead& ahead,
+                                     float* out) {
   Vector sum[R][C] = {};
   for (int64_t t = 0; t < keys; ++t) {
     ahead.fetch(t);

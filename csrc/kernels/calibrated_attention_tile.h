@@ -4,7 +4,7 @@
 //   values   O[d][lane] = decay[lane] O[d][lane] + sum_t V[t][d] P[t][lane]
 //
 // K and V are read where they lie, one number for all lanes at a time; only the queries are packed, once for all keys.
-// Sums down the keys are sums of vectors, and what is particular to a key (its class, whether it is visible) is a scalar.
+// Sums down the keys are sums of vectors, and what is particular to a key (its class, its visibility) is a scalar.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,8 @@ static void score_tile(const float* key, int64_t stride, const float* panels, in
   }
 }
 
-// R dimensions of the output. The block's own sum is added to older ones as a whole: one chain over all keys would gather
-// their rounding. Guarded: a weight of 0 takes nothing, though the value be infinite or NaN.
+// R dimensions of the output. The block's own sum is added to older ones as a whole: one chain over all keys would
+// gather their rounding. Guarded: a weight of 0 takes nothing, though the value be infinite or NaN.
 template <int V, int R, bool Guarded>
 static void value_tile(const float* value, int64_t stride, const float* weight, int64_t keys, const float* decay,
                        float* out) {
