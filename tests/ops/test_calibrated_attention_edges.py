@@ -256,6 +256,23 @@ def test_compiles_into_one_graph(draw_attention, dynamic):
             torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_a_class_without_a_rule_is_never_silent(draw_attention):
+    """Compiled programs skip the public call's look at values; the C++ kernel looks, the definition gives NaN."""
+    problem = draw_attention(SHAPE, "mixed", "scattered")
+    problem["key_class"][1, 40] = 3
+    rows = torch.arange(20).expand(3, -1) % 2 == 0
+    got = reference.calibrated_attention(**problem, row_mask=rows, is_causal=True)
+    bad = torch.zeros(3, 4, 20, dtype=torch.bool)
+    bad[1, :, 16::2] = True  # calibrated rows from position 40 on: row 15 is at key 40
+    assert torch.equal(got.lse.isnan(), bad)
+    compiled = torch.compile(lambda t: ops.calibrated_attention(**t).output, fullgraph=True, backend="aot_eager")
+    if torch._C._dispatch_has_kernel_for_dispatch_key("guardcore::calibrated_attention", "CPU"):
+        with pytest.raises(RuntimeError, match="key_class"):
+            compiled(problem)
+    else:
+        assert bool(compiled(problem)[1].isnan().all())
+
+
 class Largest(TorchDispatchMode):
     """The size of the largest floating-point tensor that any torch op returns."""
 

@@ -71,6 +71,41 @@ def allowed(call: str, threads: int) -> int:
     return 4 * (C * M * D + B * N + threads * scratch + potentials) + SLACK
 
 
+ATTEND = """
+import ctypes, json, sys
+import torch
+from guardcore import ops
+
+def status(field):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) << 10
+
+H, Q, K, D, dtype, threads = json.loads(sys.argv[1])
+torch.set_num_threads(threads)
+torch.set_default_dtype(getattr(torch, dtype))
+query, (key, value) = torch.randn(1, H, Q, D), torch.randn(2, 1, H, K, D)
+kinds, rule = (torch.arange(K)[None] // 7 % 3).to(torch.uint8), torch.rand(H, 3, 3, dtype=torch.float32)
+call = lambda n: ops.calibrated_attention(query[:, :, :n], key, value, kinds, rule, is_causal=True, return_mass=True)
+call(1), call(200)
+ctypes.CDLL(None).malloc_trim(0)
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+outputs = call(Q)
+print(status("VmHWM") - before - sum(tensor.nbytes for tensor in outputs))
+"""
+
+
+@pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("bfloat16", 2)])
+@pytest.mark.parametrize(("H", "Q", "K"), [(8, 4096, 4096), (8, 1, 8192)], ids=["prefill", "decode"])
+def test_attention_copies_no_keys_and_holds_no_scores(dtype, threads, H, Q, K):
+    arguments = json.dumps([H, Q, K, 128, dtype, threads])
+    script = [sys.executable, "-c", ATTEND, arguments]
+    extra = int(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
+    room = threads * (2 << 20) + SLACK
+    assert room < 2 * H * K * 128, "no room for a copy of the keys, nor for one head's scores"
+    assert extra <= room
+
+
 @pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("bfloat16", 2)])
 @pytest.mark.parametrize("call", ["sinkhorn", "sinkhorn_packed", "joint_sinkhorn"])
 def test_a_call_takes_scratch_for_its_threads_only(call, dtype, threads):
