@@ -1,6 +1,7 @@
 // Calibrated attention of many rows: attention block by block with a running softmax, rows of queries along the lanes.
 //
-//   s = softcap(scale <q, k>),  s' = s + linear[h, g] relu(s) + quadratic[h, g] relu(s)^2 + additive[h, g],  g = class(k)
+//   s = softcap(scale <q, k>)
+//   s' = s + linear[h, g] relu(s) + quadratic[h, g] relu(s)^2 + additive[h, g],  g = class of k
 //
 // A few blocks of rows, a team, take each block of keys in turn: what is widened from 16 bits, or read from memory,
 // serves all of them. Blocks of keys that no row sees are skipped; one without classes skips the rule.
