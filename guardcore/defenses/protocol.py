@@ -71,7 +71,7 @@ class Request:
         object.__setattr__(self, "images", tuple(self.images))
         object.__setattr__(self, "unsafe", tuple(map(tuple, self.unsafe)))
         if self.unsafe and len(self.unsafe) != len(self.images):
-raise ValueError(f"unsafe: expected an entry for each of {len(self.images)} images; got {len(self.unsafe)}")
+            raise ValueError(f"unsafe: expected an entry for each of {len(self.images)} images; got {len(self.unsafe)}")
 
 
 @dataclass(frozen=True)
