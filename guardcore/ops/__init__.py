@@ -18,6 +18,7 @@ from guardcore.ops.joint_sinkhorn import (
 from guardcore.ops.registration import load_kernels, registered
 from guardcore.ops.sinkhorn import SinkhornBuffers, SinkhornOutput, sinkhorn, sinkhorn_buffers, sinkhorn_packed
 from guardcore.ops.sinkhorn_screen import ScreenOutput, sinkhorn_screen, sinkhorn_screen_packed
+from guardcore.ops.target_mass_attention import target_mass_attention
 
 __all__ = [
     "OPS",
@@ -36,6 +37,7 @@ __all__ = [
     "sinkhorn_packed",
     "sinkhorn_screen",
     "sinkhorn_screen_packed",
+    "target_mass_attention",
 ]
 
 OPS = registered()
