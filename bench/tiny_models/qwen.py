@@ -13,6 +13,8 @@ _SIDE = _PATCH * _MERGE
 # Between 4 and 12 tokens a picture.
 _PIXELS = {"shortest_edge": 4 * _SIDE**2, "longest_edge": 12 * _SIDE**2}
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+_VISION = {"depth": 2, "num_heads": 4, "patch_size": _PATCH, "spatial_merge_size": _MERGE}
+_OWN_WIDTH = {"hidden_size": 48, "intermediate_size": 96, "out_hidden_size": TEXT["hidden_size"]}
 _NAMED = {
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
@@ -33,28 +35,48 @@ _TEMPLATE = (
 )
 
 
-def qwen2_vl(seed: int) -> TinyModel:
+def qwen2_vl() -> TinyModel:
     """Qwen2-VL."""
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor, Qwen2VLVideoProcessor
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
     tokenizer = _tokenizer()
-    processor = Qwen2VLProcessor(
-        _images(), tokenizer, Qwen2VLVideoProcessor(patch_size=_PATCH, merge_size=_MERGE), chat_template=_TEMPLATE
-    )
-    config = Qwen2VLConfig(
-        text_config=_text(tokenizer),
-        vision_config={
-            "depth": 2,
-            "embed_dim": 48,
-            "hidden_size": TEXT["hidden_size"],
-            "mlp_ratio": 2,
-            "num_heads": 4,
-            "patch_size": _PATCH,
-            "spatial_merge_size": _MERGE,
-        },
-        **_vision_tokens(tokenizer),
-    )
-    return TinyModel("qwen2_vl", randomize(Qwen2VLForConditionalGeneration(config), seed), processor)
+    processor = Qwen2VLProcessor(_images(), tokenizer, _videos(), chat_template=_TEMPLATE)
+    vision = {**_VISION, "embed_dim": 48, "hidden_size": TEXT["hidden_size"], "mlp_ratio": 2}
+    config = Qwen2VLConfig(text_config=_text(tokenizer), vision_config=vision, **_vision_tokens(tokenizer))
+    return TinyModel("qwen2_vl", randomize(Qwen2VLForConditionalGeneration(config)), processor)
+
+
+def qwen2_5_vl() -> TinyModel:
+    """Qwen2.5-VL: attention within windows in the tower's first block."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+    tokenizer = _tokenizer()
+    processor = Qwen2_5_VLProcessor(_images(), tokenizer, _videos(), chat_template=_TEMPLATE)
+    vision = {
+        **_VISION,
+        **_OWN_WIDTH,
+        "window_size": 2 * _SIDE,
+        "fullatt_block_indexes": [1],
+    }
+    config = Qwen2_5_VLConfig(text_config=_text(tokenizer), vision_config=vision, **_vision_tokens(tokenizer))
+    return TinyModel("qwen2_5_vl", randomize(Qwen2_5_VLForConditionalGeneration(config)), processor)
+
+
+def qwen3_vl() -> TinyModel:
+    """Qwen3-VL: features of several depths of the tower enter several text layers."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
+
+    tokenizer = _tokenizer()
+    videos = Qwen3VLVideoProcessor(patch_size=_PATCH, merge_size=_MERGE)
+    processor = Qwen3VLProcessor(_images(), tokenizer, videos, chat_template=_TEMPLATE)
+    vision = {
+        **_VISION,
+        **_OWN_WIDTH,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 1],
+    }
+    config = Qwen3VLConfig(text_config=_text(tokenizer), vision_config=vision, **_vision_tokens(tokenizer))
+    return TinyModel("qwen3_vl", randomize(Qwen3VLForConditionalGeneration(config)), processor)
 
 
 def _tokenizer() -> Any:
@@ -67,6 +89,12 @@ def _images() -> Any:
     from transformers import Qwen2VLImageProcessor
 
     return Qwen2VLImageProcessor(size=_PIXELS, patch_size=_PATCH, merge_size=_MERGE)
+
+
+def _videos() -> Any:
+    from transformers import Qwen2VLVideoProcessor
+
+    return Qwen2VLVideoProcessor(patch_size=_PATCH, merge_size=_MERGE)
 
 
 def _text(tokenizer: Any) -> dict[str, Any]:

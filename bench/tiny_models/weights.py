@@ -9,18 +9,17 @@ from torch import nn
 
 
 @torch.no_grad()
-def randomize(model: Any, seed: int, embedding: float = 1.0) -> Any:
-    """Give every weight of `model` a random value that depends on `seed` and its place alone.
+def randomize(model: Any, embedding: float = 1.0) -> Any:
+    """Give every weight of `model` a random value, drawn from torch's generator in the order of their names.
 
     Matrices get N(0, 1 / fan in), so that activations, attention scores and logits have standard deviation of about 1:
     the gap between the two largest logits is some 1e5 times the noise of float32, and greedy tokens are comparable
     between kernels. Norms, biases and gates get their initial value plus N(0, 0.1^2), embeddings N(0, `embedding`^2).
     Transformers' own initialization (0.02) makes attention of a tiny model uniform and its layers void.
     """
-    generator = torch.Generator().manual_seed(seed)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for _, parameter in sorted(model.named_parameters()):
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        noise = torch.randn(parameter.shape, dtype=torch.float32)
         if parameter.ndim < 2:
             parameter.add_(0.1 * noise)
         else:

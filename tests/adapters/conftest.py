@@ -1,0 +1,39 @@
+"""Tiny models of every family, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("transformers")
+pytest.importorskip("torchvision")  # image processors of transformers are built on it
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[[str], Any]:
+    """The tiny model of a family, one for the whole session: leave it as you found it."""
+    from bench.tiny_models import build
+
+    @cache
+    def get(name: str) -> Any:
+        if name == "smolvlm":
+            pytest.importorskip("num2words")  # its processor spells the numbers of video frames
+        return build(name)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """A picture of noise."""
+
+    def make(width: int = 60, height: int = 45, seed: int = 0) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return make
