@@ -4,6 +4,10 @@
 // whole vectors. bench/floor.py compiles this file for the machine at hand, checks it against float64 and times it.
 #include <cstdint>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kChains = 24;
 #elif defined(__AVX__)
@@ -98,5 +102,38 @@ float multiply_add(int64_t count) {
     Vector total{};
     for (const Vector& chain : chains) total += chain;
     return total[0];
+}
+
+// The same of products of two bfloat16 pairs added to a float, the widest step that processors have; 0 where there is none.
+#if defined(__AVX512BF16__)
+int bfloat16_flops() { return 4 * kChains * kLanes; }
+
+float bfloat16_dots(int64_t count) {
+    const auto ones = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+    __m512 chains[kChains];
+    for (int k = 0; k < kChains; ++k) chains[k] = _mm512_set1_ps(float(k));
+    for (int64_t i = 0; i < count; ++i)
+#pragma GCC unroll 24
+        for (int k = 0; k < kChains; ++k) chains[k] = _mm512_dpbf16_ps(chains[k], ones, ones);
+    __m512 total = _mm512_setzero_ps();
+    for (const __m512& chain : chains) total += chain;
+    return total[0];
+}
+#else
+int bfloat16_flops() { return 0; }
+
+float bfloat16_dots(int64_t) { return 0; }
+#endif
+
+// The sum of x[0 ... count), a multiple of eight vectors: what reading it takes.
+float read_all(const float* x, int64_t count) {
+    Vector chains[8] = {};
+    for (int64_t i = 0; i < count; i += 8 * kLanes)
+        for (int k = 0; k < 8; ++k) chains[k] += *reinterpret_cast<const Vector*>(x + i + k * kLanes);
+    Vector total{};
+    for (const Vector& chain : chains) total += chain;
+    float sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sum += total[lane];
+    return sum;
 }
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ WARM = 0.005  # seconds
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one contender over the rounds, of process CPU time and of wall time."""
+    """Milliseconds of one contender, of process CPU time and of wall time, and the rounds that they were taken in."""
 
     cpu_ms: tuple[float, ...]
     wall_ms: tuple[float, ...]
+    rounds: tuple[int, ...] = ()
 
     @property
     def cpu(self) -> float:
@@ -55,31 +57,41 @@ def once(run: Callable[[], object]) -> tuple[float, float]:
     return (time.process_time() - cpu) * 1e3, (time.perf_counter() - wall) * 1e3
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int, budget: float = 1e9) -> dict[str, Timing]:
+def interleave(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    budget: float = 1e9,
+    *,
+    warm: float = WARM,
+    shuffled: bool = False,
+) -> dict[str, Timing]:
     """Time every contender `rounds` times in rotating order, after one warm-up call each.
 
-    Every turn begins with WARM seconds of untimed calls, where a call is shorter than that: what the predecessor left
-    in the caches is no property of a contender, and would be a third of the time of the shortest.
+    Every turn begins with `warm` seconds of untimed calls, where a call is shorter than that: what the predecessor left
+    in the caches is no property of a contender, and would be a third of the time of the shortest. `shuffled`: every
+    round in an order of its own, drawn once for all runs, so that nobody has one predecessor throughout.
 
     One that would need more than `budget` seconds runs in fewer rounds, spread over all: three at least, or a single
     one if a call takes more than two budgets.
     """
     names = list(contenders)
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    samples: dict[str, list[tuple[float, float, int]]] = {name: [] for name in names}
     seconds = {name: once(contenders[name])[1] / 1e3 for name in names}
     shares = {name: share_of(rounds, budget, seconds[name]) for name in names}
+    draw = random.Random(0)
     for index in range(rounds):
         shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
+        order = draw.sample(names, len(names)) if shuffled else names[shift:] + names[:shift]
+        for name in order:
             if int((index + 1) * shares[name] + 1e-9) > int(index * shares[name] + 1e-9):
-                warm_up(contenders[name], seconds[name])
-                samples[name].append(once(contenders[name]))
-    return {name: Timing(*(tuple(column) for column in zip(*rows, strict=True))) for name, rows in samples.items()}
+                warm_up(contenders[name], seconds[name], warm)
+                samples[name].append((*once(contenders[name]), index))
+    return {name: Timing(*zip(*rows, strict=True)) for name, rows in samples.items()}
 
 
-def warm_up(run: Callable[[], object], seconds: float) -> None:
-    """Call again and again for WARM seconds; not at all if one call, of this many seconds, takes longer."""
-    for _ in range(int(WARM / seconds)):
+def warm_up(run: Callable[[], object], seconds: float, warm: float) -> None:
+    """Call again and again for `warm` seconds; not at all if one call, of this many seconds, takes longer."""
+    for _ in range(int(warm / seconds)):
         run()
 
 
