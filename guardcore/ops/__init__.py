@@ -8,6 +8,7 @@ once. To force the definition, call it.
 from __future__ import annotations
 
 from guardcore.ops.calibrated_attention import AttentionOutput, calibrated_attention
+from guardcore.ops.calibrated_attention_paged import calibrated_attention_paged
 from guardcore.ops.joint_sinkhorn import (
     JointBuffers,
     JointOutput,
@@ -29,6 +30,7 @@ __all__ = [
     "SinkhornBuffers",
     "SinkhornOutput",
     "calibrated_attention",
+    "calibrated_attention_paged",
     "joint_sinkhorn",
     "joint_sinkhorn_buffers",
     "joint_sinkhorn_packed",

@@ -38,8 +38,8 @@ def check_attention(
 ) -> None:
     """Raise TypeError or ValueError unless `guardcore.ops.calibrated_attention` can take them, values apart."""
     _check_heads(query, key, value)
-    (B, _, Q, _), K = query.shape, key.shape[2]
-    _check_rule(rule, query)
+    (B, Hq, Q, _), K = query.shape, key.shape[2]
+    check_rule(rule, B, Hq, query)
     for name, tensor, shape, dtypes in (
         ("key_class", key_class, (B, K), (torch.uint8,)),
         ("row_mask", row_mask, (B, Q), (torch.bool,)),
@@ -48,8 +48,9 @@ def check_attention(
         ("query_start", query_start, (B,), _INDEX_DTYPES),
     ):
         if tensor is not None:
-            _check_tensor(name, tensor, query, shape, dtypes)
-    _check_options(is_causal, key_group, scale, window, softcap)
+            check_tensor(name, tensor, query, shape, dtypes)
+    check_scores(scale, window, softcap)
+    _check_causality(is_causal, key_group, window)
 
 
 def check_attention_values(key_class: Tensor, rule: Tensor) -> None:
@@ -84,54 +85,75 @@ def check_no_tangent(**tensors: Tensor) -> None:
 
 
 def _check_heads(query: Tensor, key: Tensor, value: Tensor) -> None:
-    for name, tensor, layout in (("query", query, "B, Hq, Q, D"), ("key", key, "B, Hkv, K, D"), ("value", value, "")):
-        if tensor.dim() != 4:
-            raise ValueError(f"{name} must have shape [{layout or 'B, Hkv, K, D'}], got {list(tensor.shape)}")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}")
-    if query.dtype not in _DTYPES:
-        raise TypeError(f"query must be float32, bfloat16 or float16, got {query.dtype}")
+    check_query(query, "B, Hq, Q, D")
+    for name, tensor in (("key", key), ("value", value)):
+        check_layout(name, tensor, "B, Hkv, K, D")
     (B, Hq, _, D), (_, Hkv, K, _) = query.shape, key.shape
-    if D == 0:
-        raise ValueError(f"query must have a width D >= 1, got {list(query.shape)}")
-    _check_tensor("key", key, query, (B, Hkv, K, D), (query.dtype,))
-    _check_tensor("value", value, query, (B, Hkv, K, D), (query.dtype,))
-    if Hkv == 0 or Hq % Hkv != 0:
-        raise ValueError(f"query must have a multiple of the {Hkv} heads of key, got {Hq}")
+    check_tensor("key", key, query, (B, Hkv, K, D), (query.dtype,))
+    check_tensor("value", value, query, (B, Hkv, K, D), (query.dtype,))
+    check_groups(Hq, Hkv, "key")
 
 
-def _check_rule(rule: Tensor, query: Tensor) -> None:
-    B, Hq = query.shape[:2]
-    fits = rule.dim() in (3, 4) and rule.shape[-3] == Hq and rule.shape[-1] == 3
-    if not fits or (rule.dim() == 4 and rule.shape[0] not in (1, B)):
-        raise ValueError(f"rule must have shape [{Hq}, G, 3] or [{B}, {Hq}, G, 3], got {list(rule.shape)}")
+def check_groups(query_heads: int, heads: int, name: str) -> None:
+    """Raise ValueError unless the heads of keys divide those of the query."""
+    if heads == 0 or query_heads % heads != 0:
+        raise ValueError(f"query must have a multiple of the {heads} heads of {name}, got {query_heads}")
+
+
+def check_rule(rule: Tensor, items: int, heads: int, like: Tensor) -> None:
+    """Raise unless rule is [heads, G, 3] or [1 or items, heads, G, 3] float32, 1 <= G <= 256, where `like` is."""
+    fits = rule.dim() in (3, 4) and rule.shape[-3] == heads and rule.shape[-1] == 3
+    if not fits or (rule.dim() == 4 and rule.shape[0] not in (1, items)):
+        raise ValueError(f"rule must have shape [{heads}, G, 3] or [{items}, {heads}, G, 3], got {list(rule.shape)}")
     if not 1 <= rule.shape[-2] <= _MOST_CLASSES:
         raise ValueError(f"rule must have 1 to {_MOST_CLASSES} classes, got {rule.shape[-2]}")
     if rule.dtype != torch.float32:
         raise TypeError(f"rule must be float32, got {rule.dtype}")
-    check_device("rule", rule, query)
+    check_device("rule", rule, like)
 
 
-def _check_tensor(
-    name: str, tensor: Tensor, query: Tensor, shape: Sequence[int], dtypes: tuple[torch.dtype, ...]
+def check_tensor(
+    name: str, tensor: Tensor, like: Tensor, shape: Sequence[int], dtypes: tuple[torch.dtype, ...]
 ) -> None:
+    """Raise unless the tensor has that shape, one of the dtypes and the device of another one."""
     if list(tensor.shape) != list(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name} must be {' or '.join(str(dtype) for dtype in dtypes)}, got {tensor.dtype}")
-    check_device(name, tensor, query)
+    check_device(name, tensor, like)
 
 
-def _check_options(
-    is_causal: bool, key_group: Tensor | None, scale: float | None, window: int | None, softcap: float | None
-) -> None:
-    """By comparisons alone, which also hold for the symbolic numbers of a compiled program and fail for NaN."""
+def check_query(query: Tensor, layout: str) -> None:
+    """Raise unless query is dense, has the layout ("B, Hq, Q, D"), a dtype that the kernels know and a width."""
+    check_layout("query", query, layout)
+    if query.dtype not in _DTYPES:
+        raise TypeError(f"query must be float32, bfloat16 or float16, got {query.dtype}")
+    if query.shape[-1] == 0:
+        raise ValueError(f"query must have a width D >= 1, got {list(query.shape)}")
+
+
+def check_layout(name: str, tensor: Tensor, layout: str) -> None:
+    """Raise unless the tensor is dense and has as many dimensions as its layout."""
+    if tensor.dim() != layout.count(",") + 1:
+        raise ValueError(f"{name} must have shape [{layout}], got {list(tensor.shape)}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got {tensor.layout}")
+
+
+def check_scores(scale: float | None, window: int | None, softcap: float | None) -> None:
+    """Raise ValueError unless scale and softcap are None or finite and > 0, window None or >= 1.
+
+    By comparisons alone, which also hold for the symbolic numbers of a compiled program and fail for NaN.
+    """
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale must be None (1 / sqrt(D)) or a finite number > 0, got {scale}")
     if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap must be None or a finite number > 0, got {softcap}")
     if window is not None and not window >= 1:
         raise ValueError(f"window must be None or >= 1, got {window}")
+
+
+def _check_causality(is_causal: bool, key_group: Tensor | None, window: int | None) -> None:
     if window is not None and not is_causal:
         raise ValueError(f"window needs is_causal=True: it looks back only, got window {window} without")
     if key_group is not None and not is_causal:

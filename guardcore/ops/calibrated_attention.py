@@ -23,7 +23,8 @@ class AttentionOutput(NamedTuple):
     output[B, Hq, Q, D] in the query's dtype; its memory is in the order B, Q, Hq, D, so that output.transpose(1, 2)
     is contiguous. lse[B, Hq, Q] float32: natural logarithm of the sum over keys of exp(score), the rule included.
     mass[B, Hq, Q, G] float32, None where it was not asked for: share of a row's attention, 0 ... 1, that the keys of
-    each class get; sums to 1 over the classes.
+    each class get; sums to 1 over the classes. `calibrated_attention_paged` has rows first: output[T, Hq, D],
+    lse[T, Hq], mass[T, Hq, G].
     """
 
     output: Tensor

@@ -26,6 +26,12 @@ def arguments(name: str, gradient: bool) -> tuple[object, ...]:
         masks = torch.rand(2, 5, generator=g) > 0.3, torch.rand(2, 7, generator=g) > 0.3
         groups, start = torch.tensor([[0, 1, 1, 0, 2, 2, 2]] * 2), torch.tensor([2, 1])
         return query, key, key.flip(2), kinds, rule, *masks, groups, start, True, 0.3, 4, 5.0, True
+    if name == "calibrated_attention_paged":
+        query, pages = torch.randn(6, 4, 8, generator=g), torch.randn(5, 3, 2, 8, generator=g)
+        table, offsets = torch.tensor([[3, 0, 4], [1, 3, -1]], dtype=torch.int32), torch.tensor([0, 4, 6])
+        kinds, rule = torch.randint(3, (2, 8), generator=g, dtype=torch.uint8), torch.rand(2, 4, 3, 3, generator=g)
+        lengths, rows = torch.tensor([8, 5], dtype=torch.int32), torch.rand(6, generator=g) > 0.3
+        return query, pages, pages.flip(1), table, offsets.int(), lengths, kinds, rule, rows, 0.3, 4, 5.0, 4, True
     patches, prototypes = torch.randn(2, 7, 5, generator=g), torch.randn(3, 4, 5, generator=g)
     weights, group = torch.rand(2, 7, generator=g), torch.tensor([0, 1, 0, 1])
     offsets = torch.tensor([0, 3, 14], dtype=torch.int32)
