@@ -87,6 +87,13 @@ class AttentionCalibration:
     def __hash__(self) -> int:
         return hash(self.fingerprint)
 
+    def __str__(self) -> str:
+        rules = ", ".join(f"{name} {rule}" for name, rule in self.rules.items()) or "no rule"
+        band = f"{self.layers[0]:g} to {self.layers[-1]:g} of the depth"
+        layers = band if _is_band(self.layers) else ", ".join(map(str, self.layers))
+        heads = "all heads" if self.heads is None else f"{sum(map(len, self.heads.values()))} heads"
+        return f"{rules}; layers {layers}; {heads}; {self.rows}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         heads = None if self.heads is None else {str(layer): list(heads) for layer, heads in self.heads.items()}

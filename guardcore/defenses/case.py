@@ -1,0 +1,134 @@
+"""One request on its way through a defense, and the steps that every defense shares: opening, generating, answering."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from guardcore.calibration.mass import LayerMass
+from guardcore.defenses.protocol import Answer, Generation, Host, Request, RequestError, Stage, Trace
+from guardcore.detector.verdict import Verdict
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+REFUSAL = "I can't help with this request, because it could not be checked."
+
+
+@dataclass(eq=False)
+class Case:
+    """A request, what was found and done so far, and why it was refused if it was.
+
+    `request` changes as stages work on it. `reason` ends the case: later stages leave it alone.
+    """
+
+    request: Request
+    verdicts: tuple[Verdict, ...] = ()
+    stages: list[Stage] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)
+    reason: str | None = None
+
+    def note(self, stage: str, done: bool, reason: str, seconds: float = 0.0) -> None:
+        """Add to the trace."""
+        self.stages.append(Stage(stage, done, reason, seconds))
+
+    def change(self, **changes: Any) -> None:
+        """Replace fields of the request."""
+        self.request = replace(self.request, **changes)
+
+    def answers(self, count: int, refusal: str) -> list[Answer]:
+        """`count` answers: one a generation, or the refusal as often."""
+        if self.reason is not None:
+            refused = Answer(refusal, self.verdicts, self._trace(()), None, self.reason)
+            return [refused] * count
+        return [Answer(each.text, self.verdicts, self._trace(each.masses), each) for each in self.generations]
+
+    def _trace(self, masses: tuple[LayerMass, ...]) -> Trace:
+        return Trace(tuple(self.stages), masses)
+
+
+def open_cases(requests: Sequence[Request]) -> list[Case]:
+    """Force the pixels of every picture; what can't be decoded becomes its exception, in its place.
+
+    Raises:
+        TypeError: `requests` holds something else than requests.
+    """
+    for index, request in enumerate(requests):
+        if not isinstance(request, Request):
+            raise TypeError(f"requests: expected Request objects; got {type(request).__name__} at {index}")
+    return [Case(replace(request, images=tuple(map(_opened, request.images)))) for request in requests]
+
+
+def ongoing(cases: Sequence[Case], stage: str) -> Iterator[Case]:
+    """The cases that are not refused; the others' traces say that the stage passed them by."""
+    for case in cases:
+        if case.reason is None:
+            yield case
+        else:
+            case.note(stage, False, "refused before")
+
+
+def refuse_unopened(cases: Sequence[Case]) -> None:
+    """Refuse the requests of a defense without screening that have a picture which can't be shown to any model."""
+    for case in cases:
+        for index, image in enumerate(case.request.images):
+            if isinstance(image, Exception) and case.reason is None:
+                case.reason = f"image {index} could not be opened: {image}"
+
+
+def generate(host: Host, cases: Sequence[Case], generation: Mapping[str, Any]) -> None:
+    """Ask the host once for all cases that are not refused; again, without it, if it refuses a request by name.
+
+    Raises:
+        RuntimeError: the host gave another number of generations than it was asked for.
+    """
+    count, started = sequences(generation), time.perf_counter()
+    waiting = list(ongoing(cases, "generate"))
+    while waiting:
+        try:
+            found = host.generate([case.request for case in waiting], **generation)
+        except RequestError as error:
+            case = waiting.pop(error.index)
+            case.reason = error.message
+            case.note("generate", False, f"refused: {error.message}")
+            continue
+        if len(found) != count * len(waiting):
+            raise RuntimeError(f"{host.name}: expected {count * len(waiting)} generations; got {len(found)}")
+        seconds = time.perf_counter() - started
+        for index, case in enumerate(waiting):
+            case.generations = list(found[index * count : (index + 1) * count])
+            case.note("generate", True, _told(case.generations), seconds)
+        return
+
+
+def answers(cases: Sequence[Case], generation: Mapping[str, Any], refusal: str = REFUSAL) -> list[Answer]:
+    """The answers of all cases, those of one request together."""
+    return [answer for case in cases for answer in case.answers(sequences(generation), refusal)]
+
+
+def sequences(generation: Mapping[str, Any]) -> int:
+    """How many answers a request the host is asked for."""
+    configured = getattr(generation.get("generation_config"), "num_return_sequences", None)
+    return int(generation.get("num_return_sequences") or configured or 1)
+
+
+def _opened(item: object) -> Image.Image | Exception:
+    from PIL import Image
+
+    if isinstance(item, Exception):
+        return item
+    if not isinstance(item, Image.Image):
+        return TypeError(f"expected a PIL image; got {type(item).__name__}")
+    try:
+        item.load()
+    except Exception as error:  # noqa: BLE001 - decoders raise whatever they like; the picture is the culprit
+        return error
+    return item
+
+
+def _told(generations: Sequence[Generation]) -> str:
+    lengths = " + ".join(str(len(each.token_ids)) for each in generations)
+    parts = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in generations[0].seconds.items())
+    return f"{lengths} new tokens" + (f" ({parts})" if parts else "")
