@@ -33,7 +33,7 @@ static void pack_queries(const AttentionTask& task, const SlotBlock& b, float* s
       const int64_t slot = b.slot(j * kWidth + i);
       const int64_t index = slot / task.heads * task.query_row + slot % task.heads * task.query_head;
       row[i] = widened(task.query, task.element, index, task.width, scratch + i * task.width);
-      scale[i] = {task.scale, 1, true};
+      scale[i] = {task.scale, 1, 0, true};
     }
     interleave(row, scale, task.width, b.panels + j * task.width * kWidth);
   }
