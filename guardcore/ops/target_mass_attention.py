@@ -103,8 +103,8 @@ def _merged(
     share, other = torch.where(raised, wanted, share), torch.where(raised, 1 - wanted, other)
     lse = torch.where(raised, rest.lse - torch.log1p(-wanted), torch.logaddexp(rest.lse, span.lse))
     # Rows come before heads in memory, as in the operator's own output.
-    weights = share.transpose(1, 2).unsqueeze(-1), other.transpose(1, 2).unsqueeze(-1)
-    output = weights[0] * span.output.transpose(1, 2).float() + weights[1] * rest.output.transpose(1, 2).float()
+    own, others = (weight.transpose(1, 2).contiguous().unsqueeze(-1) for weight in (share, other))
+    output = own * span.output.transpose(1, 2).float() + others * rest.output.transpose(1, 2).float()
     mass = None if rest.mass is None else other.unsqueeze(-1) * rest.mass
     if mass is not None:
         mass[..., span_class] = share

@@ -91,7 +91,8 @@ def test_shares_near_nought_and_one_do_not_cancel(shift):
     query, key, value, key_class, rule = problem(span=(3, 5))
     query[..., 0], key[..., 0] = 1.0, 0.0
     key[:, :, 3:5, 0] = shift * math.sqrt(query.shape[-1])
-    out, share = check((query, key, value, key_class, rule), torch.full((1, 4), 0.25))
+    # float32 rounds a score of 80 by up to 4e-6, and weights by as much
+    out, share = check((query, key, value, key_class, rule), torch.full((1, 4), 0.25), tolerance=3e-5)
     if shift < 0:
         assert torch.equal(out.mass[..., SPAN], torch.full_like(out.mass[..., SPAN], 0.25))
     else:
@@ -100,12 +101,12 @@ def test_shares_near_nought_and_one_do_not_cancel(shift):
 
 def test_rows_without_span_keys_or_with_nothing_else_stay_as_they_are():
     given = problem(Q=23, span=(0, 6))  # causal: rows 0 to 5 see the span only
-    out, share = check(given, torch.full((1, 4), 0.6), is_causal=True)
+    out, _ = check(given, torch.full((1, 4), 0.6), is_causal=True)
     plain = ops.calibrated_attention(*given, is_causal=True)
     assert torch.allclose(out.output[:, :, :6], plain.output[:, :, :6], atol=1e-6)
-    assert torch.equal(share[:, :, :6], torch.ones_like(share[:, :, :6]))
+    assert torch.equal(out.mass[:, :, :6, SPAN], torch.ones(2, 4, 6))
     given = problem(Q=23, span=(12, 18))  # rows 0 to 11 see none of it
-    out, share = check(given, torch.full((1, 4), 0.6), is_causal=True)
+    out, _ = check(given, torch.full((1, 4), 0.6), is_causal=True)
     plain = ops.calibrated_attention(*given, is_causal=True)
     assert torch.equal(out.output[:, :, :12], plain.output[:, :, :12])
     assert torch.equal(out.mass[:, :, :12, SPAN], torch.zeros(2, 4, 12))
