@@ -1,0 +1,172 @@
+"""One request as the text that a processor takes: the chat template filled in, and where the request's parts lie in it.
+
+The user's text must not write control tokens: a prompt that says "<image>" would make a picture out of words, one that
+says "<|im_end|>" would end the user's turn. Both are refused by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from guardcore.calibration.spans import Range
+from guardcore.defenses.protocol import Request
+
+# Stands for the user's text while a template is measured: private-use characters, which no template trims or changes.
+_MARK = "\ue0a0\ue0a1\ue0a2"
+_PLACEHOLDERS = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token", "fake_image_token")
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """A request as text, one placeholder a picture; ranges are characters, half open.
+
+    Attributes:
+        text: what the processor takes.
+        prefix: the safety prefix; empty if there is none.
+        instruction: what the user asks.
+        answer: first character of the answer's header, where the user's turn ends.
+    """
+
+    text: str
+    prefix: Range
+    instruction: Range
+    answer: int
+
+
+def render(processor: Any, request: Request) -> Rendering:
+    """Fill in the processor's chat template; without one, the text is placeholders and the user's text.
+
+    The prefix stands right before the prompt, one space between them unless it ends in white space itself. The answer's
+    start is appended as it is.
+
+    Raises:
+        ValueError: a text holds a special token, or the template fails, drops the system prompt or a picture, or
+            changes the user's text.
+    """
+    for name in ("prefix", "prompt", "answer_start", "system"):
+        refuse_special_tokens(processor, name, getattr(request, name) or "")
+    user = request.prefix + _separator(request) + request.prompt
+    refuse_special_tokens(processor, "prefix and prompt", user)
+    before, found, after, header = _parts(processor, request, user)
+    start, end = len(before), len(before) + len(found)
+    # A template may trim the text: the prefix then starts, or the prompt ends, outside what is left.
+    first = start - (len(user) - len(user.lstrip()) if found != user else 0)
+    second = first + len(user) - len(request.prompt)
+    prefix = _within(start, end, first, first + len(request.prefix))
+    instruction = _within(start, end, second, second + len(request.prompt))
+    text = before + found + after + request.answer_start
+    _check_pictures(processor, text, len(request.images))
+    return Rendering(text, prefix, instruction, end + header)
+
+
+def _within(start: int, end: int, low: int, high: int) -> Range:
+    return min(max(low, start), end), min(max(high, start), end)
+
+
+def refuse_special_tokens(processor: Any, name: str, text: str) -> None:
+    """Raise ValueError if a text holds a special token of the model, written out or made by its tokenizer."""
+    tokenizer = processor.tokenizer
+    written = [token for token in special_tokens(processor) if token in text]
+    ids = _special_ids(tokenizer) & set(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else set()
+    found = written or [tokenizer.convert_ids_to_tokens(token) for token in sorted(ids)]
+    if found:
+        raise ValueError(f"{name}: expected no special token of the model; got {found[0]!r}")
+
+
+def special_tokens(processor: Any) -> set[str]:
+    """The strings that a processor or its tokenizer reads as control tokens."""
+    tokenizer = processor.tokenizer
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    named = (getattr(holder, name, None) for holder in (processor, tokenizer) for name in _PLACEHOLDERS)
+    return {token for token in {*tokenizer.all_special_tokens, *added, *named} if isinstance(token, str) and token}
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    # What a vocabulary has no token for is no attack.
+    return (ids | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+
+
+def _separator(request: Request) -> str:
+    return " " if request.prefix and not request.prefix[-1].isspace() else ""
+
+
+def _parts(processor: Any, request: Request, user: str) -> tuple[str, str, str, int]:
+    """Text before the user's, the user's as rendered, text after it, and where in that the answer's header starts."""
+    if _template(processor) is None:
+        return _plain(processor, request), user, "", 0
+    before, after = _around(processor, request, header=True)
+    _, closing = _around(processor, request, header=False)
+    rendered = _fill(processor, request, user, header=True)
+    for found in (user, user.strip()):
+        if rendered == before + found + after:
+            # A template without a header ends with the user's turn: the tokens that end it lead to the answer.
+            ends = after.startswith(closing) and len(closing) < len(after)
+            return before, found, after, len(closing) if ends else 0
+    raise ValueError("prompt: the chat template changes the user's text, so its tokens can't be told apart")
+
+
+def _plain(processor: Any, request: Request) -> str:
+    kind = type(processor).__name__
+    for name in ("system", "answer_start"):
+        if getattr(request, name):
+            raise ValueError(f"{name}: expected none, {kind} has no chat template; got {getattr(request, name)!r:.80}")
+    if not request.images:
+        raise ValueError(f"images: expected at least one, {kind} has no chat template; got none")
+    return _placeholder(processor) * len(request.images)
+
+
+def _around(processor: Any, request: Request, *, header: bool) -> tuple[str, str]:
+    parts = _fill(processor, request, _MARK, header=header).split(_MARK)
+    if len(parts) != 2:
+        raise ValueError(f"prompt: expected a chat template that renders the user's text once; got {len(parts) - 1}")
+    return parts[0], parts[1]
+
+
+def _fill(processor: Any, request: Request, user: str, *, header: bool) -> str:
+    """The rendered template; a system prompt is tried as a list of parts, then as a string."""
+    from jinja2 import TemplateError
+
+    pictures = [{"type": "image"} for _ in request.images]
+    turn = {"role": "user", "content": [*pictures, {"type": "text", "text": user}]}
+    if request.system is None:
+        systems: list[Any] = [None]
+    else:
+        systems = [[{"type": "text", "text": request.system}], request.system]
+    failure = "drops the system prompt"
+    for system in systems:
+        messages = [turn] if system is None else [{"role": "system", "content": system}, turn]
+        try:
+            rendered: str = processor.apply_chat_template(
+                messages, chat_template=_template(processor), add_generation_prompt=header
+            )
+        except (TemplateError, TypeError) as error:
+            failure = f"fails: {error}"
+            continue
+        # A template that wants a string prints a list as Python does.
+        if request.system is None or (request.system.strip() in rendered and repr(system) not in rendered):
+            return rendered
+    raise ValueError(f"{'request' if request.system is None else 'system'}: the model's chat template {failure}")
+
+
+def _template(processor: Any) -> str | None:
+    own = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(own, dict):
+        own = own.get("default", next(iter(own.values()), None))
+    return own
+
+
+def _placeholder(processor: Any) -> str:
+    token = getattr(processor, "image_token", None)
+    if not isinstance(token, str):
+        raise ValueError(f"processor: expected one with an image_token; got {type(processor).__name__}")
+    return token
+
+
+def _check_pictures(processor: Any, text: str, count: int) -> None:
+    found = text.count(_placeholder(processor))
+    if found != count:
+        raise ValueError(
+            f"images: expected the chat template to place {count}; got {found} {_placeholder(processor)!r}"
+        )
