@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY_IMPL(guardcore, CPU, m) {
   m.impl("joint_sinkhorn", TORCH_BOX(&guardcore::joint_sinkhorn));
   m.impl("joint_sinkhorn_packed", TORCH_BOX(&guardcore::joint_sinkhorn_packed));
   m.impl("calibrated_attention", TORCH_BOX(&guardcore::calibrated_attention));
+  m.impl("calibrated_attention_paged", TORCH_BOX(&guardcore::calibrated_attention_paged));
 }
 
 namespace {

@@ -2,108 +2,108 @@
 #include "calibrated_attention.h"
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
-#include <memory>
-#include <new>
 
-#include "kernels/table.h"
 #include "operators.h"
 #include "transport.h"
 
 namespace guardcore {
 namespace {
 
-const void* at(const Tensor& tensor, int64_t index) {
-  return static_cast<const char*>(tensor.const_data_ptr()) + index * tensor.element_size();
-}
+struct DenseInputs {
+  Tensor query, key, value, key_class, rule;
+  std::optional<Tensor> row_mask, key_mask, key_group, query_start;
 
-// Beyond these bounds no position changes anything, and sums of positions stay within int64.
-constexpr int64_t kFar = int64_t{1} << 60;
-
-// Row 0's position.
-int64_t start_of(const AttentionInputs& a, int64_t item) {
-  const int64_t start = a.query_start ? a.query_start->const_data_ptr<int64_t>()[item] : a.keys() - a.rows();
-  return std::clamp(start, -kFar, kFar);
-}
-
-AttentionTask task_of(const AttentionInputs& a, const AttentionKeys& keys, const AttentionResult& out, int64_t item,
-                      int64_t head) {
-  const auto& [output, lse, mass] = out;
-  const ScalarType dtype = a.query.scalar_type();
-  const int64_t heads = a.query_heads() / a.kv_heads(), first = head * heads;
-  const int64_t row = item * a.query_heads() + first, rule_item = a.rule.size(0) == 1 ? 0 : item;
-  AttentionTask t{};
-  t.element = dtype == ScalarType::Float      ? Element::kFloat
-              : dtype == ScalarType::BFloat16 ? Element::kBFloat16
-                                              : Element::kHalf;
-  t.width = a.width(), t.keys = a.keys(), t.rows = a.rows(), t.heads = heads, t.classes = a.classes();
-  t.query = at(a.query, item * a.query.stride(0) + first * a.query.stride(1));
-  t.key = at(a.key, item * a.key.stride(0) + head * a.key.stride(1));
-  t.value = at(a.value, item * a.value.stride(0) + head * a.value.stride(1));
-  t.query_row = a.query.stride(2), t.query_head = a.query.stride(1);
-  t.key_row = a.key.stride(2), t.value_row = a.value.stride(2);
-  t.rule = a.rule.const_data_ptr<float>() + (rule_item * a.query_heads() + first) * t.classes * 3;
-  t.key_class = a.key_class.const_data_ptr<uint8_t>() + item * t.keys;
-  if (a.row_mask) t.row_mask = static_cast<const uint8_t*>(at(*a.row_mask, item * t.rows));
-  if (a.key_mask) t.key_mask = static_cast<const uint8_t*>(at(*a.key_mask, item * t.keys));
-  t.blocks = keys.blocks(item), t.any_class = keys.any_class(item), t.groups = keys.groups(item);
-  t.is_causal = a.is_causal, t.start = start_of(a, item);
-  t.window = std::min(a.window.value_or(2 * kFar), 2 * kFar);  // no window: one that no position leaves
-  t.scale = static_cast<float>(a.scale), t.softcap = static_cast<float>(a.softcap.value_or(0));
-  t.output = const_cast<void*>(at(output, (item * t.rows * a.query_heads() + first) * t.width));
-  t.output_row = a.query_heads() * t.width;
-  t.lse = lse.mutable_data_ptr<float>() + row * t.rows;
-  if (mass.size(3) > 0) t.mass = mass.mutable_data_ptr<float>() + row * t.rows * t.classes;
-  return t;
-}
-
-struct AlignedDelete {
-  void operator()(float* p) const { operator delete[](p, std::align_val_t{64}); }
+  int64_t items() const { return query.size(0); }
+  int64_t query_heads() const { return query.size(1); }
+  int64_t rows() const { return query.size(2); }
+  int64_t width() const { return query.size(3); }
+  int64_t kv_heads() const { return key.size(1); }
+  int64_t keys() const { return key.size(2); }
+  int64_t classes() const { return rule.size(2); }
 };
 
-// Slots that a thread takes at a time: a full team where there are enough of them for all threads. The block of slots
-// that a row belongs to, and with it every sum, does not depend on this.
-int64_t slots_at_a_time(int64_t heads, int64_t slots, int64_t threads) {
-  const int64_t block = kernels().attention_block, blocks = heads * ((slots + block - 1) / block);
-  return block * std::clamp<int64_t>(blocks / (4 * threads), 1, kernels().attention_team);
+void check(const DenseInputs& a) {
+  for (const Tensor* tensor : {&a.query, &a.key, &a.value})
+    STD_TORCH_CHECK(tensor->dim() == 4, "query, key and value must be CPU tensors [B, H, L, D]");
+  check_attention_query(a.query, a.query_heads(), a.kv_heads());
+  const std::vector<int64_t> cache{a.items(), a.kv_heads(), a.keys(), a.width()}, keys{a.items(), a.keys()};
+  check_attention_tensor("key", a.key, cache, a.query.scalar_type());
+  check_attention_tensor("value", a.value, cache, a.query.scalar_type());
+  STD_TORCH_CHECK(a.keys() < std::numeric_limits<int32_t>::max(), "key must have fewer than 2^31 rows");
+  check_attention_tensor("key_class", a.key_class, keys, ScalarType::Byte);
+  check_attention_rule(a.rule, a.items(), a.query_heads());
+  if (a.row_mask) check_attention_tensor("row_mask", *a.row_mask, {a.items(), a.rows()}, ScalarType::Bool);
+  if (a.key_mask) check_attention_tensor("key_mask", *a.key_mask, keys, ScalarType::Bool);
+  if (a.key_group) check_attention_tensor("key_group", *a.key_group, keys, ScalarType::Long);
+  if (a.query_start) check_attention_tensor("query_start", *a.query_start, {a.items()}, ScalarType::Long);
 }
 
-// Later rows of a causal attention see more keys: they go first, and what is left over at the end is short.
-void attend_all(const AttentionInputs& a, const AttentionKeys& keys, const AttentionResult& out) {
-  const int64_t heads = a.items() * a.kv_heads(), slots = a.rows() * (a.query_heads() / a.kv_heads());
-  const int64_t threads = torch::stable::get_num_threads(), step = slots_at_a_time(heads, slots, threads);
-  const int64_t steps = (slots + step - 1) / step, count = heads * steps;
-  const int64_t scratch_size = kernels().attention_scratch(a.width(), a.classes());
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t, int64_t) {
-    std::unique_ptr<float[], AlignedDelete> scratch;
-    for (int64_t i = next++; i < count; i = next++) {
-      if (!scratch) scratch.reset(new (std::align_val_t{64}) float[scratch_size]);
-      const int64_t head = i % heads, first = (steps - 1 - i / heads) * step;
-      const AttentionTask task = task_of(a, keys, out, head / a.kv_heads(), head % a.kv_heads());
-      kernels().attend(task, first, std::min(step, slots - first), scratch.get());
-    }
-  });
+template <class T>
+const T* row(const std::optional<Tensor>& tensor, int64_t index) {
+  return tensor ? static_cast<const T*>(at(*tensor, index * tensor->stride(0))) : nullptr;
+}
+
+AttentionKeys keys_of(const DenseInputs& a) {
+  std::vector<ItemKeys> items;
+  for (int64_t b = 0; b < a.items(); ++b)
+    items.push_back(
+        {a.keys(), row<uint8_t>(a.key_class, b), row<uint8_t>(a.key_mask, b), row<int64_t>(a.key_group, b)});
+  return AttentionKeys(items, a.classes());
+}
+
+// Strides of key or value; an item's rows lie one after the other.
+KeyRows rows_of(const Tensor& tensor, int64_t item) {
+  return {at(tensor, item * tensor.stride(0)), tensor.stride(2), element_stride(tensor), tensor.stride(1), 0};
+}
+
+// `task` for an item and its first KV head.
+AttentionTask of_item(AttentionTask task, const DenseInputs& a, const AttentionResult& out, int64_t b) {
+  const auto& [output, lse, mass] = out;
+  const int64_t first = b * a.query_heads() * a.rows();
+  task.rows = a.rows(), task.heads = a.query_heads() / a.kv_heads();
+  task.query = at(a.query, b * a.query.stride(0));
+  task.query_row = a.query.stride(2), task.query_head = a.query.stride(1);
+  task.key = rows_of(a.key, b), task.value = rows_of(a.value, b);
+  task.rule = static_cast<const float*>(at(a.rule, a.rule.size(0) == 1 ? 0 : b * a.rule.stride(0)));
+  task.row_mask = row<uint8_t>(a.row_mask, b);
+  const int64_t start = a.query_start ? *row<int64_t>(a.query_start, b) : a.keys() - a.rows();
+  task.start = std::clamp(start, -kFar, kFar);
+  task.output = const_cast<void*>(at(output, first * a.width())), task.output_row = a.query_heads() * a.width();
+  task.lse = lse.mutable_data_ptr<float>() + first, task.lse_row = 1, task.lse_head = a.rows();
+  if (mass.size(3) > 0) task.mass = mass.mutable_data_ptr<float>() + first * a.classes();
+  return task;
 }
 
 }  // namespace
 
 AttentionResult calibrated_attention(Tensor query, Tensor key, Tensor value, Tensor key_class, Tensor rule,
                                      std::optional<Tensor> row_mask, std::optional<Tensor> key_mask,
-                                     std::optional<Tensor> key_group, std::optional<Tensor> query_start,
-                                     bool is_causal, double scale, std::optional<int64_t> window,
-                                     std::optional<double> softcap, bool return_mass) {
-  const AttentionInputs a = checked_attention({query, key, value, key_class, rule, row_mask, key_mask, key_group,
-                                               query_start, is_causal, scale, window, softcap});
-  const AttentionKeys keys(a);
+                                     std::optional<Tensor> key_group, std::optional<Tensor> query_start, bool is_causal,
+                                     double scale, std::optional<int64_t> window, std::optional<double> softcap,
+                                     bool return_mass) {
+  DenseInputs a{query, key, value, key_class, rule, row_mask, key_mask, key_group, query_start};
+  check(a);
+  check_attention_scores(scale, window, softcap);
+  STD_TORCH_CHECK(is_causal || (!window && !key_group), "window and key_group need is_causal");
+  a.key_class = *with_whole_rows(a.key_class), a.rule = torch::stable::contiguous(a.rule);
+  for (auto* tensor : {&a.row_mask, &a.key_mask, &a.key_group}) *tensor = with_whole_rows(*tensor);
+  const AttentionKeys keys = keys_of(a);
   const int64_t b = a.items(), h = a.query_heads(), q = a.rows();
   const AttentionResult out{empty_like_on_cpu(query, {b, q, h, a.width()}, query.scalar_type()),
                             empty_like_on_cpu(query, {b, h, q}),
                             empty_like_on_cpu(query, {b, h, q, return_mass ? a.classes() : 0})};
-  if (b * h * q > 0) attend_all(a, keys, out);
+  AttentionTask task = attention_task(a.query, a.rule, scale, window, softcap);
+  task.is_causal = is_causal;
+  std::vector<AttentionTask> items;
+  for (int64_t i = 0; i < b && h * q > 0; ++i) {
+    items.push_back(of_item(task, a, out, i));
+    keys.describe(i, items.back());
+  }
+  attend_all(items, a.kv_heads());
   return out;
 }
 

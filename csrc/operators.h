@@ -17,7 +17,7 @@ using SinkhornResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 using JointResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 // cleared, bound, distance, patch_cost, patch_score, objective, iterations, marginal_error
 using ScreenResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-// output [B, Q, Hq, D], lse, mass
+// output [B, Q, Hq, D] or, paged, [T, Hq, D]; lse, mass
 using AttentionResult = std::tuple<Tensor, Tensor, Tensor>;
 
 SinkhornResult sinkhorn(Tensor patches, Tensor prototypes, std::optional<Tensor> patch_weights,
@@ -49,8 +49,13 @@ ScreenResult sinkhorn_screen_packed(Tensor patches, Tensor cu_seqlens, Tensor pr
 
 AttentionResult calibrated_attention(Tensor query, Tensor key, Tensor value, Tensor key_class, Tensor rule,
                                      std::optional<Tensor> row_mask, std::optional<Tensor> key_mask,
-                                     std::optional<Tensor> key_group, std::optional<Tensor> query_start,
-                                     bool is_causal, double scale, std::optional<int64_t> window,
-                                     std::optional<double> softcap, bool return_mass);
+                                     std::optional<Tensor> key_group, std::optional<Tensor> query_start, bool is_causal,
+                                     double scale, std::optional<int64_t> window, std::optional<double> softcap,
+                                     bool return_mass);
+
+AttentionResult calibrated_attention_paged(Tensor query, Tensor key_cache, Tensor value_cache, Tensor page_table,
+                                           Tensor query_offsets, Tensor key_lengths, Tensor key_class, Tensor rule,
+                                           std::optional<Tensor> row_mask, double scale, std::optional<int64_t> window,
+                                           std::optional<double> softcap, int64_t max_query_length, bool return_mass);
 
 }  // namespace guardcore

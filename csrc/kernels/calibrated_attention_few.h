@@ -7,6 +7,8 @@
 #include <cstdint>
 
 #include "calibrated_attention_block.h"
+#include "calibrated_attention_result.h"
+#include "calibrated_attention_rows.h"
 #include "calibrated_attention_softmax.h"
 #include "calibrated_attention_task.h"
 #include "vector.h"
@@ -55,12 +57,12 @@ GUARDCORE_INLINE Vector wide_part(const typename E::Stored* from, int64_t count)
 // Rows that are read next. Four rows at a time are too few streams for the processor's own prefetching: while keys are
 // scored their values are asked for, and while values are added up the next keys.
 struct Ahead {
-  const char* first;
-  int64_t stride, bytes, rows;
+  const void* const* row;
+  int64_t bytes, rows;
 
-  GUARDCORE_INLINE void fetch(int64_t row) const {
-    if (row >= rows) return;
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(first + row * stride + i, 0, 2);
+  GUARDCORE_INLINE void fetch(int64_t i) const {
+    if (i >= rows) return;
+    for (int64_t skip = 0; skip < bytes; skip += 64) __builtin_prefetch(static_cast<const char*>(row[i]) + skip, 0, 2);
   }
 };
 
@@ -93,27 +95,26 @@ GUARDCORE_INLINE void add_products(const Row* key, const float* query, int64_t q
 
 // score[key][R], whole vectors: further keys repeat the last one.
 template <int R, class E>
-static void few_scores(const typename E::Stored* key, int64_t stride, int64_t keys, const float* query, int64_t width,
-                       const Ahead& ahead, float* score) {
+static void few_scores(const void* const* key, int64_t keys, const float* query, int64_t width, const Ahead& ahead,
+                       float* score) {
   using Row = const typename E::Stored*;
   constexpr int kKeys = kWidth / R;
   const int64_t padded = padded_width(width), whole = width / kWidth * kWidth;
   for (int64_t t = 0; t < keys; t += kKeys) {
     Row row[kKeys];
     GUARDCORE_UNROLL
-    for (int i = 0; i < kKeys; ++i) row[i] = key + std::min(t + i, keys - 1) * stride;
+    for (int i = 0; i < kKeys; ++i) row[i] = static_cast<Row>(key[std::min(t + i, keys - 1)]);
     for (int i = 0; i < kKeys; ++i) ahead.fetch(t + i);
     Vector sum[kWidth] = {};
-    for (int64_t d = 0; d < whole; d += kWidth)
-      add_products<R>(row, query + d, padded, Whole<E>{d}, sum);
+    for (int64_t d = 0; d < whole; d += kWidth) add_products<R>(row, query + d, padded, Whole<E>{d}, sum);
     if (whole < width) add_products<R>(row, query + whole, padded, Part<E>{whole, width - whole}, sum);
     store(score + t * R, lane_sums(sum));
   }
 }
 
-// out[r][d] = decay[r] out[r][d] + sum_t weight[t][r] value[t][d] for C vectors of dimensions.
+// out[r][d] = decay[r] out[r][d] + sum_t weight[t][r] value[t][d] for C vectors of dimensions from `skip` on.
 template <int R, int C, class Stored, class Wide>
-GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const float* weight, int64_t keys,
+GUARDCORE_INLINE void add_few_values(const void* const* value, int64_t skip, const float* weight, int64_t keys,
                                      const float* decay, int64_t out_stride, Wide wide, const Ahead& ahead,
                                      float* out) {
   Vector sum[R][C] = {};
@@ -121,7 +122,7 @@ GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const 
     ahead.fetch(t);
     GUARDCORE_UNROLL
     for (int c = 0; c < C; ++c) {
-      const Vector v = wide(value + t * stride + c * kWidth);
+      const Vector v = wide(static_cast<const Stored*>(value[t]) + skip + c * kWidth);
       GUARDCORE_UNROLL
       for (int r = 0; r < R; ++r) sum[r][c] += weight[t * R + r] * v;
     }
@@ -130,27 +131,28 @@ GUARDCORE_INLINE void add_few_values(const Stored* value, int64_t stride, const 
   for (int r = 0; r < R; ++r) {
     GUARDCORE_UNROLL
     for (int c = 0; c < C; ++c) {
-      float* to = out + r * out_stride + c * kWidth;
+      float* to = out + r * out_stride + skip + c * kWidth;
       store(to, load(to) * decay[r] + sum[r][c]);
     }
   }
 }
 
 template <int R, class E>
-static void few_values(const typename E::Stored* value, int64_t stride, const float* weight, int64_t keys,
-                       const float* decay, int64_t width, Ahead ahead, float* out) {
+static void few_values(const void* const* value, const float* weight, int64_t keys, const float* decay, int64_t width,
+                       Ahead ahead, float* out) {
+  using Stored = typename E::Stored;
   constexpr int kChunk = std::max(1, std::min(8, (kRegisters >= 32 ? 16 : 8) / R));
   const int64_t padded = padded_width(width), whole = width / kWidth * kWidth;
   int64_t d = 0;
   for (; d + kChunk * kWidth <= whole; d += kChunk * kWidth) {
-    add_few_values<R, kChunk>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, ahead, out + d);
+    add_few_values<R, kChunk, Stored>(value, d, weight, keys, decay, padded, Whole<E>{0}, ahead, out);
     ahead.rows = 0;  // once
   }
   for (; d < whole; d += kWidth)
-    add_few_values<R, 1>(value + d, stride, weight, keys, decay, padded, Whole<E>{0}, ahead, out + d);
+    add_few_values<R, 1, Stored>(value, d, weight, keys, decay, padded, Whole<E>{0}, ahead, out);
   if (whole == width) return;
   const Part<E> part{0, width - whole};
-  add_few_values<R, 1>(value + whole, stride, weight, keys, decay, padded, part, ahead, out + whole);
+  add_few_values<R, 1, Stored>(value, whole, weight, keys, decay, padded, part, ahead, out);
 }
 
 // The rule on vectors of which a key has a class; each key's coefficients are put in its lanes.
@@ -192,85 +194,99 @@ static void few_mass(const uint8_t* key_class, int64_t keys, const float* weight
 
 // Values as floats, zeros for the keys that no row gives weight to: what a hidden key holds may be a NaN.
 template <int R, class E>
-static void seen_values(const typename E::Stored* value, int64_t stride, int64_t keys, const float* weight,
-                        int64_t width, float* seen) {
+static void seen_values(const void* const* value, int64_t keys, const float* weight, int64_t width, float* seen,
+                        const void** where) {
   const int64_t padded = padded_width(width);
-  for (int64_t t = 0; t < keys; ++t) {
+  for (int64_t t = 0; t < keys; ++t, seen += padded) {
     const bool any = std::any_of(weight + t * R, weight + (t + 1) * R, [](float w) { return w != 0; });
+    const auto* from = static_cast<const typename E::Stored*>(value[t]);
     for (int64_t d = 0; d < width; d += kWidth) {
-      const Vector x = wide_part<E>(value + t * stride + d, std::min<int64_t>(kWidth, width - d));
-      store(seen + t * padded + d, any ? x : Vector{});
+      const Vector x = wide_part<E>(from + d, std::min<int64_t>(kWidth, width - d));
+      store(seen + d, any ? x : Vector{});
     }
+    where[t] = seen;
   }
 }
 
-// Keys first ... end - 1, at most kKeyBlock of one block; scratch: scores, then values.
+// Visible keys of one block and where they lie.
+struct FewKeys {
+  KeyRange range;
+  RowTable rows;
+
+  int64_t count() const { return range.end - range.first; }
+};
+
+// scratch: scores, then values.
 template <int R, class E>
-static void attend_few_keys(const AttentionTask& task, SlotBlock& b, int64_t first, int64_t end, float* scratch) {
-  using Stored = typename E::Stored;
+static void attend_few_keys(const AttentionTask& task, SlotBlock& b, const FewKeys& keys, const FewKeys& next,
+                            float* scratch) {
   constexpr int kKeys = kWidth / R;
-  const KeyBlock& block = task.blocks[first / kKeyBlock];
-  const int64_t n = end - first, vectors = (n + kKeys - 1) / kKeys;
-  const bool whole = block.all_visible && b.sees_all(first, end);
-  const uint8_t* key_class = task.key_class + first;
-  const Stored* value = static_cast<const Stored*>(task.value) + first * task.value_row;
+  const KeyBlock& block = task.blocks[keys.range.first / kKeyBlock];
+  const int64_t n = keys.count(), vectors = (n + kKeys - 1) / kKeys, bytes = task.width * sizeof(typename E::Stored);
+  const bool whole = block.all_visible && b.sees_all(keys.range);
+  const uint8_t* key_class = task.key_class + keys.range.first;
   float *score = scratch, *seen = scratch + kKeyBlock * kBlockSlots;
-  const Stored* key = static_cast<const Stored*>(task.key) + first * task.key_row;
-  const int64_t size = sizeof(Stored), next = std::min(kKeyBlock, b.end_key - end);
-  const Ahead values{reinterpret_cast<const char*>(value), task.value_row * size, task.width * size, n};
-  const Ahead next_keys{reinterpret_cast<const char*>(key + n * task.key_row), task.key_row * size, task.width * size,
-                        next};
-  few_scores<R, E>(key, task.key_row, n, b.panels, task.width, values, score);
+  const Ahead values{keys.rows.value, bytes, n}, next_keys{next.rows.key, bytes, next.count()};
+  few_scores<R, E>(keys.rows.key, n, b.panels, task.width, values, score);
   if (task.softcap > 0) cap_scores(score, vectors * kWidth, task.softcap);
   if (block.any_class) few_rule<R>(key_class, n, b.rule, score);
-  if (!whole) few_hide<R>(task, b.sight, first, n, score);
+  if (!whole) few_hide<R>(task, b.sight, keys.range.first, n, score);
   std::fill(score + n * R, score + vectors * kWidth, kHidden);
   raise_maximum<1, R>(score, vectors, b.run);
   const bool exact = !whole || block.any_class || n % kKeys != 0;
   (exact ? &weigh<1, true> : &weigh<1, false>)(score, vectors, b.run);
   if (task.mass) add_mass(nullptr, n, task.classes, b.run.decay, kWidth, score, b.mass);
   if (task.mass && block.any_class) few_mass<R>(key_class, n, score, b.mass);
-  if (whole) {
-    few_values<R, E>(value, task.value_row, score, n, b.run.decay, task.width, next_keys, b.out);
-  } else {
-    seen_values<R, E>(value, task.value_row, n, score, task.width, seen);
-    few_values<R, AsFloat>(seen, padded_width(task.width), score, n, b.run.decay, task.width, next_keys, b.out);
-  }
+  if (whole) return few_values<R, E>(keys.rows.value, score, n, b.run.decay, task.width, next_keys, b.out);
+  const void* where[kKeyBlock];
+  seen_values<R, E>(keys.rows.value, n, score, task.width, seen, where);
+  few_values<R, AsFloat>(where, score, n, b.run.decay, task.width, next_keys, b.out);
 }
 
 // Scaled queries [R][padded width].
-template <class E>
-static void widen_queries(const AttentionTask& task, const SlotBlock& b, float* query) {
-  for (int64_t r = 0; r < b.period; ++r) {
+static void scale_queries(const AttentionTask& task, const SlotBlock& b, float* query) {
+  for (int64_t r = 0; r < b.period; ++r, query += padded_width(task.width)) {
     const int64_t slot = b.slot(r), index = slot / task.heads * task.query_row + slot % task.heads * task.query_head;
-    const auto* from = static_cast<const typename E::Stored*>(task.query) + index;
-    for (int64_t d = 0; d < task.width; d += kWidth) {
-      const Vector x = wide_part<E>(from + d, std::min<int64_t>(kWidth, task.width - d));
-      store(query + r * padded_width(task.width) + d, x * task.scale);
-    }
+    const void* from = element(task.query, task.element, index);
+    const float* row = widened(from, task.element, task.query_element, task.width, query);
+    for (int64_t d = 0; d < task.width; ++d) query[d] = row[d] * task.scale;
+    std::fill(query + task.width, query + padded_width(task.width), 0.0f);
   }
 }
 
-// All slots of a task that has at most R.
+// The keys from `from` on that some row sees with some weight.
+static void find_few(const AttentionTask& task, const SlotBlock& b, int64_t from, FewKeys& keys) {
+  keys.range = next_keys(task, from, b.end_key);
+  while (keys.count() > 0 && b.removes(task.blocks[keys.range.first / kKeyBlock].only_class))
+    keys.range = next_keys(task, keys.range.end, b.end_key);
+  find_rows(task, keys.range, keys.rows);
+}
+
+// All slots of a task that has at most R. What is looked for ahead may be beyond the task's own keys: whoever has those
+// is likely to be the same thread.
 template <int R, class E>
 static void attend_rows(const AttentionTask& task, float* scratch) {
   SlotBlock b = carve(scratch, task.width, task.classes);
   b.first = 0, b.count = task.slots(), b.period = R, b.vectors = 1;
   begin_block(task, b);
-  widen_queries<E>(task, b, b.panels);
+  scale_queries(task, b, b.panels);
   float* rest = scratch + block_floats(task.width, task.classes);
-  for (int64_t k = b.first_key; k < b.end_key;) {
-    const int64_t end = std::min((k / kKeyBlock + 1) * kKeyBlock, b.end_key);
-    if (task.blocks[k / kKeyBlock].any_visible) attend_few_keys<R, E>(task, b, k, end, rest);
-    k = end;
+  float* copies = rest + kKeyBlock * (kBlockSlots + padded_width(task.width));
+  FewKeys some, others, *keys = &some, *next = &others;
+  find_few(task, b, std::max(task.range.first, b.first_key), *keys);
+  while (keys->count() > 0 && keys->range.first < task.range.end) {
+    find_few(task, b, keys->range.end, *next);
+    if (task.gathered()) {
+      gather_rows(task, task.key, keys->count(), keys->rows.key, copies);
+      gather_rows(task, task.value, keys->count(), keys->rows.value, copies + kKeyBlock * task.width);
+    }
+    attend_few_keys<R, E>(task, b, *keys, *next, rest);
+    std::swap(keys, next);
   }
   for (int r = 0; r < b.count; ++r) {
     float total = 0;
     for (int i = r; i < kWidth; i += R) total += b.run.total[i];
-    b.run.total[r] = total;
-    float* row = b.out + r * padded_width(task.width);
-    for (int64_t d = 0; d < task.width; ++d) row[d] /= total;
-    write_slot(task, b, r, row);
+    end_slot(task, r, {b.run.largest[r], total, b.mass + r, kWidth, b.out + r * padded_width(task.width)});
   }
 }
 
@@ -285,7 +301,7 @@ static void attend_few_of(const AttentionTask& task, float* scratch) {
 
 // A task of at most kFewSlots slots.
 static void attend_few(const AttentionTask& task, float* scratch) {
-  if (task.element == Element::kFloat) return attend_few_of<AsFloat>(task, scratch);
+  if (task.element == Element::kFloat || task.gathered()) return attend_few_of<AsFloat>(task, scratch);
   if (task.element == Element::kBFloat16) return attend_few_of<AsBFloat16>(task, scratch);
   attend_few_of<AsHalf>(task, scratch);
 }

@@ -11,8 +11,9 @@
 namespace guardcore::GUARDCORE_ISA {
 
 constexpr Kernels table(const char* name) {
-  return {name,  unit_rows,    pack_panels, pack_units, cost_tile,   loose_cost_tile, row_minima, least_statistic,
-          solve, patch_scores, patch_costs, dual_value, group_shares, kBlockSlots, kTeam, attention_scratch, attend};
+  return {name,         unit_rows,       pack_panels, pack_units,        cost_tile,   loose_cost_tile,
+          row_minima,   least_statistic, solve,       patch_scores,      patch_costs, dual_value,
+          group_shares, kBlockSlots,     kTeam,       attention_scratch, attend,      merge_parts};
 }
 
 }  // namespace guardcore::GUARDCORE_ISA

@@ -29,6 +29,7 @@ struct Kernels {
   int64_t attention_block, attention_team;  // slots that are attended together, and blocks of them
   int64_t (*attention_scratch)(int64_t width, int64_t classes);
   void (*attend)(const AttentionTask& task, int64_t first, int64_t count, float* scratch);
+  void (*merge_parts)(const AttentionTask& task, const float* parts, int64_t count, float* scratch);
 };
 
 extern const Kernels kernels_baseline;
