@@ -40,6 +40,52 @@ def draw() -> Draw:
 
 
 @pytest.fixture
+def draw_pages() -> Callable[..., dict[str, Tensor]]:
+    """Draw the tensors of `ops.calibrated_attention_paged` for requests [(rows, keys), ...] of heads (Hq, Hkv, D).
+
+    Pages are in random order, with one that nobody uses; what belongs to no request is NaN, and the table holds pages
+    that there are not beyond those in use.
+    """
+
+    def draw(
+        requests: list[tuple[int, int]],
+        heads: tuple[int, int, int] = (4, 2, 16),
+        page: int = 16,
+        rule: str = "mixed",
+        classes: str = "span",
+        dtype: torch.dtype = torch.float32,
+    ) -> dict[str, Tensor]:
+        (Hq, Hkv, D), R, g = heads, len(requests), torch.Generator().manual_seed(page + len(requests))
+        rows, keys = zip(*requests, strict=True)
+        used = [-(-length // page) for length in keys]
+        order = torch.randperm(sum(used) + 1, generator=g, dtype=torch.int32).split([*used, 1])
+        table, caches = (
+            torch.full((R, max(used) + 1), -7, dtype=torch.int32),
+            torch.full((2, sum(used) + 1, page, Hkv, D), torch.nan),
+        )
+        table[:, -1] = 10**6
+        for r, length in enumerate(keys):
+            table[r, : used[r]] = order[r]
+            slots = torch.full((2, used[r] * page, Hkv, D), torch.nan)
+            slots[:, :length] = torch.randn(2, length, Hkv, D, generator=g)
+            caches[:, order[r].long()] = slots.unflatten(1, (used[r], page))
+        kinds = [_classes(classes, 1, length, g)[0] for length in keys]
+        unused = torch.full((max(keys) + 3,), 255, dtype=torch.uint8)
+        return {
+            "query": torch.randn(sum(rows), Hq, D, generator=g).to(dtype),
+            "key_cache": caches[0].to(dtype),
+            "value_cache": caches[1].to(dtype),
+            "page_table": table,
+            "query_offsets": torch.tensor([0, *rows]).cumsum(0).int(),
+            "key_lengths": torch.tensor(keys, dtype=torch.int32),
+            "key_class": torch.stack([torch.cat((kind, unused[len(kind) :])) for kind in kinds]),
+            "rule": _RULES[rule](torch.rand(R, Hq, 3, 3, generator=g), D),
+        }
+
+    return draw
+
+
+@pytest.fixture
 def draw_attention() -> Callable[..., dict[str, Tensor]]:
     """Draw the tensors of `ops.calibrated_attention` by their names, with 3 classes and a rule by its name."""
 
