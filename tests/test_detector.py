@@ -20,7 +20,7 @@ from guardcore.detector.prefetch import prefetch
 from guardcore.detector.scoring import Scoring
 from guardcore.detector.verdict import ScreenError
 from guardcore.encoders.protocol import ImageEmbedding
-from guardcore.patches import PatchMode
+from guardcore.patches import PatchMode, extract_patches
 from guardcore.policy.policy import Policy
 from guardcore.prototypes.bank import FingerprintError
 
@@ -163,6 +163,20 @@ def test_a_picture_that_cannot_be_judged_spoils_no_other(detector: Detector, tmp
             assert "could not be judged" in str(verdict)
             json.loads(verdict.to_json())
         assert "gone" in verdicts[5].error.message
+
+
+def test_patches_that_were_embedded_elsewhere_are_judged_alike(detector: Detector) -> None:
+    pictures = [scene(("red", 8, 8, 8)), *benign(5), scene(size=(90, 30))]  # more than a batch of 4
+    sets = [*extract_patches(ColorEncoder(), pictures, detector.patches), ScreenError("unreadable", "gone")]
+    expected = [verdict.to_json(patches=True) for verdict in detector.screen([*pictures, OSError("gone")])]
+    found = detector.screen_patches(sets)
+    assert [verdict.to_json(patches=True) for verdict in found[:-1]] == expected[:-1]
+    assert found[-1].error == sets[-1]
+    assert found[-1].action == "block"
+    narrow = dataclasses.replace(sets[0], embeddings=sets[0].embeddings[:, 1:])
+    with pytest.raises(ValueError, match=r"sets\[1\]: expected embeddings \[N, 6\]; got \[16, 5\]"):
+        detector.screen_patches([sets[0], narrow])
+    assert detector.screen_patches([]) == []
 
 
 def test_on_error_is_the_policys() -> None:

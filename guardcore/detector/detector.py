@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from guardcore.detector.measurement import Measurement, measure
 from guardcore.detector.prefetch import prefetch
 from guardcore.detector.probes import probe_pictures
 from guardcore.detector.scoring import Scoring, Weights
+from guardcore.detector.streams import batched, mapped
 from guardcore.detector.verdict import ScreenError, Verdict
 from guardcore.encoders.protocol import Encoder
 from guardcore.patches import PatchMode, PatchSet, extract_patches
@@ -139,8 +140,24 @@ class Detector:
             return self.screen([images])[0]
         if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             raise TypeError(f"images: expected a PIL image or a sequence of them; got {type(images).__name__}")
-        batches = _batched(images, self.batch_size)
+        batches = batched(images, self.batch_size)
         return list(self._judge(found for batch in batches for found in self._look(self._embed(batch))))
+
+    def screen_patches(self, sets: Sequence[PatchSet | ScreenError]) -> list[Verdict]:
+        """Judge pictures that were embedded elsewhere, such as by the vision tower of the model that is guarded.
+
+        Args:
+            sets: patches that an encoder of this detector's fingerprint made; an error stands for a picture that could
+                not be embedded, and gives a verdict as in `screen`.
+
+        Raises:
+            ValueError: patches of another width than the encoder's.
+        """
+        for index, item in enumerate(sets):
+            if isinstance(item, PatchSet) and item.embeddings.shape[-1] != self.encoder.width:
+                shape = list(item.embeddings.shape)
+                raise ValueError(f"sets[{index}]: expected embeddings [N, {self.encoder.width}]; got {shape}")
+        return list(self._judge(found for batch in batched(sets, self.batch_size) for found in self._look(batch)))
 
     def screen_batches(
         self, images: Iterable[Image.Image | Exception], batch_size: int | None = None
@@ -169,8 +186,8 @@ class Detector:
         size = self.batch_size if batch_size is None else batch_size
         if size < 1:
             raise ValueError(f"batch_size: expected at least 1; got {size!r}")
-        decoded = prefetch(_mapped(lambda batch: [_decoded(item) for item in batch], _batched(images, size)))
-        embedded = prefetch(_mapped(self._embed, decoded))
+        decoded = prefetch(mapped(lambda batch: [_decoded(item) for item in batch], batched(images, size)))
+        embedded = prefetch(mapped(self._embed, decoded))
         try:
             for sets in embedded:
                 yield from look(sets)
@@ -267,30 +284,3 @@ def _decoded(item: object) -> Image.Image | ScreenError:
     except Exception as error:  # noqa: BLE001 - decoders raise whatever they like; the picture is the culprit
         return ScreenError("unreadable", f"{type(error).__name__}: {error}")
     return item
-
-
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items; those before an exception of the source are handed out before it is raised."""
-    source, batch = iter(items), []
-    try:
-        for item in source:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except Exception:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
-
-
-def _mapped(function: Callable[[Any], T], source: Iterable[Any]) -> Generator[T, None, None]:
-    """`map` whose closing closes the source."""
-    try:
-        for item in source:
-            yield function(item)
-    finally:
-        if isinstance(source, Generator):
-            source.close()
