@@ -57,6 +57,7 @@ class Attachment:
         # A new thread starts without the value, so that what it asks of the model is never calibrated.
         self._running: ContextVar[Session | None] = ContextVar(_NAME, default=None)
         self._lock = threading.Lock()
+        self._owner: int | None = None
         # Hosts look for "flash" and the like in the name.
         self.name = f"{_NAME}_{next(_NUMBERS)}_{own}"
         AttentionInterface.register(self.name, attention_function(self._running, attention))
@@ -92,9 +93,7 @@ class Attachment:
         Raises:
             RuntimeError: this thread has it already, or it was detached.
         """
-        if self._running.get() is not None:
-            raise RuntimeError("a calibrated generation is running in this thread; it can't start another one inside")
-        with self._lock:
+        with self._entered("start another one"):
             if not self.attached:
                 raise RuntimeError("the model was detached")
             yield
@@ -112,9 +111,7 @@ class Attachment:
         """Give the model its own implementation back and forget the functions; a second time does nothing."""
         from transformers import AttentionInterface, AttentionMaskInterface
 
-        if self._running.get() is not None:
-            raise RuntimeError("a calibrated generation is running in this thread; it can't be detached inside")
-        with self._lock:
+        with self._entered("detach the model"):
             if not self.attached:
                 return
             if self.text.config._attn_implementation == self.name:
@@ -123,6 +120,17 @@ class Attachment:
             AttentionInterface._global_mapping.pop(self.name, None)
             AttentionMaskInterface._global_mapping.pop(self.name, None)
             self._model = None
+
+    @contextmanager
+    def _entered(self, what: str) -> Iterator[None]:
+        if self._owner == threading.get_ident():
+            raise RuntimeError(f"a generation is running in this thread; it can't {what} inside")
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = None
 
     def _switch(self, implementation: str) -> None:
         """Exchange the implementation of the text side alone."""

@@ -1,0 +1,147 @@
+"""A model of transformers as host of a defense: it encodes requests, generates under their calibrations, decodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from guardcore.adapters.transformers.attachment import Attachment
+from guardcore.adapters.transformers.prompt import Encoded, encode, groups
+from guardcore.adapters.transformers.session import Session
+from guardcore.adapters.transformers.support import UnsupportedError
+from guardcore.defenses.protocol import Generation, Request, RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from guardcore.detector.detector import Detector
+    from guardcore.detector.verdict import Verdict
+
+# Arguments of `generate` that the host makes itself, or that would bring along a cache of other calibrations.
+_OWN = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "pixel_values")
+_TAIL = 8  # prompt tokens that an answer's first token is decoded after
+
+
+class TransformersHost:
+    """One model and its processor, as `guardcore.defenses.protocol.Host`.
+
+    Generations of several threads take turns; plain calls of the model by other threads meanwhile are not calibrated.
+
+    Args:
+        model: a vision-language model of transformers that can generate.
+        processor: of the model, with a fast tokenizer.
+        attachment: of that model.
+        trace: whether generations carry the prefix's attention by layer, at two rows of attention a layer.
+    """
+
+    def __init__(self, model: Any, processor: Any, attachment: Attachment, *, trace: bool = True) -> None:
+        self._model, self._processor, self._attachment, self._trace = model, processor, attachment, trace
+
+    @property
+    def name(self) -> str:
+        """Path or name of the checkpoint, else the model's class."""
+        return str(getattr(self._model.config, "_name_or_path", "") or type(self._model).__name__)
+
+    def generate(self, requests: Sequence[Request], **generation: Any) -> list[Generation]:
+        """Answer a batch, each request under its calibration: see `guardcore.defenses.protocol.Host`.
+
+        Raises:
+            RequestError: one request can't be encoded.
+            TypeError: an argument of `generation` that the host makes itself.
+            UnsupportedError: a calibration, or a way to generate, that this model can't follow.
+            RuntimeError: a generation of this host is running in this thread, or the model was detached.
+        """
+        _check(generation, self._model)
+        found: dict[int, list[Generation]] = {}
+        with self._attachment.alone():
+            for group in groups(self._processor, requests):
+                answers = self._answered([requests[index] for index in group], group, generation)
+                count = len(answers) // len(group)
+                found |= {index: answers[at * count : (at + 1) * count] for at, index in enumerate(group)}
+        return [each for index in sorted(found) for each in found[index]]
+
+    def screen(self, detector: Detector, images: Sequence[Image.Image | Exception]) -> list[Verdict]:
+        """Judge pictures: see `guardcore.defenses.protocol.Host`."""
+        return detector.screen(images)
+
+    def _answered(self, requests: list[Request], indices: list[int], generation: Mapping[str, Any]) -> list[Generation]:
+        started = time.perf_counter()
+        try:
+            encoded = encode(self._processor, requests, device=self._model.device, dtype=self._model.dtype)
+        except RequestError as error:
+            raise RequestError(indices[error.index], error.message) from error
+        session = self._session(requests, encoded)
+        ready = time.perf_counter()
+        with self._attachment.calibrated(session):
+            output = self._model.generate(**encoded.inputs, **generation)
+        tokens: Tensor = output if isinstance(output, Tensor) else output.sequences
+        seconds = {"encode": ready - started, "generate": time.perf_counter() - ready}
+        prompt = encoded.inputs["input_ids"].shape[1]
+        copies = len(tokens) // len(requests)
+        masses = [()] * len(requests) if session is None else session.masses()
+        answers = []
+        for row, new in enumerate(tokens[:, prompt:].tolist()):
+            request = requests[row // copies]
+            new = self._without_padding(new, generation)
+            text = self._text(request, tokens[row, max(0, prompt - _TAIL) : prompt].tolist(), new)
+            answers.append(
+                Generation(text, tuple(new), encoded.spans[row // copies], masses[row // copies], dict(seconds))
+            )
+        return answers
+
+    def _session(self, requests: Sequence[Request], encoded: Encoded) -> Session | None:
+        """The batch's calibrations; None where nothing would change, so that the model runs as it is."""
+        calibrations = [request.calibration for request in requests]
+        if not any(calibrations):
+            return None
+        if self._model.training:
+            raise UnsupportedError("the model is in training mode: call its eval() first")
+        session = self._attachment.session(
+            encoded.spans, encoded.padding, calibrations, device=self._model.device, trace=self._trace
+        )
+        return session if session.layers else None
+
+    def _text(self, request: Request, prompt: list[int], new: list[int]) -> str:
+        """The answer; after a forced beginning its first token keeps the space that decoders drop at the start."""
+        decode = self._processor.tokenizer.decode
+        if not request.answer_start:
+            return str(decode(new, skip_special_tokens=True))
+        before, whole = (decode(ids, skip_special_tokens=True) for ids in (prompt, prompt + new))
+        joined = whole[len(before) :] if whole.startswith(before) else decode(new, skip_special_tokens=True)
+        return request.answer_start + str(joined)
+
+    def _without_padding(self, new: list[int], generation: Mapping[str, Any]) -> list[int]:
+        """New tokens up to the first that ends the answer, and without what fills up the batch."""
+        ends = _setting("eos_token_id", generation, self._model)
+        ends = ends if isinstance(ends, list | tuple) else [ends]
+        length = next((at + 1 for at, token in enumerate(new) if token in ends), len(new))
+        pad = _setting("pad_token_id", generation, self._model)
+        if length == len(new):
+            while length and new[length - 1] == pad and pad not in ends:
+                length -= 1
+        return new[:length]
+
+
+def _setting(name: str, generation: Mapping[str, Any], model: Any) -> Any:
+    """An option of `generate`, from its arguments, the configuration among them, or the model's own."""
+    for value in (
+        generation.get(name),
+        getattr(generation.get("generation_config"), name, None),
+        getattr(model.generation_config, name, None),
+    ):
+        if value is not None:
+            return value.tolist() if isinstance(value, Tensor) else value
+    return None
+
+
+def _check(generation: Mapping[str, Any], model: Any) -> None:
+    for name in _OWN:
+        if name in generation:
+            raise TypeError(f"generate() makes {name} itself from the requests; it can't be given")
+    if _setting("output_attentions", generation, model):
+        raise UnsupportedError("output_attentions: calibrated layers hold no map of their attention; see answer.trace")
+    if _setting("cache_implementation", generation, model) == "paged":
+        raise UnsupportedError("cache_implementation='paged': transformers batches continuously by kernels of its own")
