@@ -14,6 +14,8 @@ from guardcore.detector.verdict import Verdict
 if TYPE_CHECKING:
     from PIL import Image
 
+    from guardcore.policy.policy import Action
+
 REFUSAL = "I can't help with this request, because it could not be checked."
 
 
@@ -70,12 +72,16 @@ def ongoing(cases: Sequence[Case], stage: str) -> Iterator[Case]:
             case.note(stage, False, "refused before")
 
 
-def refuse_unopened(cases: Sequence[Case]) -> None:
-    """Refuse the requests of a defense without screening that have a picture which can't be shown to any model."""
+def settle_unopened(cases: Sequence[Case], on_error: Action = "block") -> None:
+    """Refuse the cases with a picture that no model can be shown, or, unless `on_error` is block, leave it out."""
     for case in cases:
-        for index, image in enumerate(case.request.images):
-            if isinstance(image, Exception) and case.reason is None:
-                case.reason = f"image {index} could not be opened: {image}"
+        faults = {index: image for index, image in enumerate(case.request.images) if isinstance(image, Exception)}
+        told = "; ".join(f"image {index} could not be opened: {fault}" for index, fault in faults.items())
+        if faults and on_error == "block":
+            case.reason = told
+        elif faults:
+            case.change(images=tuple(image for image in case.request.images if not isinstance(image, Exception)))
+            case.note("open", False, f"{told}; goes on without")
 
 
 def generate(host: Host, cases: Sequence[Case], generation: Mapping[str, Any]) -> None:

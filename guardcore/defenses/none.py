@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guardcore.defenses.case import answers, generate, open_cases, refuse_unopened
+from guardcore.defenses.case import answers, generate, open_cases, settle_unopened
 from guardcore.defenses.fingerprint import digest
 from guardcore.defenses.protocol import Answer, Host, Request
 
@@ -23,6 +23,6 @@ class Undefended:
     def answer(self, host: Host, requests: Sequence[Request], **generation: Any) -> list[Answer]:
         """Generate once; see `guardcore.defenses.protocol.Defense`."""
         cases = open_cases(requests)
-        refuse_unopened(cases)
+        settle_unopened(cases)
         generate(host, cases, generation)
         return answers(cases, generation)

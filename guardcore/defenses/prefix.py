@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from guardcore.defenses.case import Case, answers, generate, ongoing, open_cases, refuse_unopened
+from guardcore.defenses.case import Case, answers, generate, ongoing, open_cases, settle_unopened
 from guardcore.defenses.fingerprint import digest
 from guardcore.defenses.protocol import Answer, Host, Request
 
@@ -43,7 +43,7 @@ class PlainPrefix:
     def answer(self, host: Host, requests: Sequence[Request], **generation: Any) -> list[Answer]:
         """Generate once with the prefix; see `guardcore.defenses.protocol.Defense`."""
         cases = open_cases(requests)
-        refuse_unopened(cases)
+        settle_unopened(cases)
         add_prefix(cases, self.text)
         generate(host, cases, generation)
         return answers(cases, generation)
