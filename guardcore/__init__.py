@@ -6,6 +6,10 @@
     verdict = detector.screen(image)
     verdict.flagged, verdict.action, verdict.scores, verdict.regions
 
+    with guardcore.attach(guardcore.GuardAlign(detector), model, processor) as guarded:
+        answer = guarded.generate(image, "What is this?", max_new_tokens=64)
+    answer.text, answer.verdict, answer.trace
+
 The operators are in `guardcore.ops`, their definitions in `guardcore.reference`.
 """
 
@@ -15,6 +19,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guardcore.adapters.transformers.attach import attach as attach
+    from guardcore.calibration.attention_calibration import AttentionCalibration as AttentionCalibration
+    from guardcore.calibration.score_rule import ScoreRule as ScoreRule
+    from guardcore.defenses.eta import ETA as ETA
+    from guardcore.defenses.guardalign import GuardAlign as GuardAlign
+    from guardcore.defenses.none import Undefended as Undefended
+    from guardcore.defenses.prefix import PlainPrefix as PlainPrefix
     from guardcore.detector.conformal import Calibration as Calibration
     from guardcore.detector.detector import Detector as Detector
     from guardcore.detector.regions import Region as Region
@@ -31,16 +42,23 @@ __version__ = "0.1.0"
 
 # Names are imported at first use: the command line's help must not wait for torch.
 _HOME = {
+    "AttentionCalibration": "calibration.attention_calibration",
     "Calibration": "detector.conformal",
     "Detector": "detector.detector",
+    "ETA": "defenses.eta",
     "FingerprintError": "prototypes.bank",
+    "GuardAlign": "defenses.guardalign",
     "PatchMode": "patches",
+    "PlainPrefix": "defenses.prefix",
     "Policy": "policy.policy",
     "PolicyError": "policy.errors",
     "PrototypeBank": "prototypes.bank",
     "Region": "detector.regions",
+    "ScoreRule": "calibration.score_rule",
     "Scoring": "detector.scoring",
+    "Undefended": "defenses.none",
     "Verdict": "detector.verdict",
+    "attach": "adapters.transformers.attach",
     "load_encoder": "encoders",
 }
 _MODULES = ("encoders", "ops", "reference")

@@ -31,23 +31,9 @@ def test_pairs_must_match():
 
 
 WORDS = [
-    "<pad>",
-    "<unk>",
-    "<user>",
-    "<assistant>",
-    "judge",
-    "this",
-    "for",
-    "safety",
-    "no",
-    "yes",
-    "never",
-    "do",
-    "it",
-    "please",
-    "a",
-    "b",
-]
+    "<pad>", "<unk>", "<user>", "<assistant>", "judge", "this", "for", "safety", "no", "yes", "never", "do", "it",
+    "please", "a", "b",
+]  # fmt: skip
 
 
 def checkpoint(folder, labels=1, template=CHAT, seed=0):
