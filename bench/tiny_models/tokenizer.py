@@ -26,6 +26,7 @@ def build_tokenizer(
     special: Sequence[str] = (),
     named: Mapping[str, str] | None = None,
     bos: bool = False,
+    eos: bool = False,
 ) -> Any:
     """A `PreTrainedTokenizerFast` of transformers whose special tokens are a family's.
 
@@ -35,6 +36,7 @@ def build_tokenizer(
         special: more of them.
         named: more of them that the family's processor reads as attributes, such as `image_token`.
         bos: whether `begin` is put before every text.
+        eos: whether `end` is put after it.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -50,11 +52,12 @@ def build_tokenizer(
         _SENTENCES,
         trainers.BpeTrainer(vocab_size=size, special_tokens=known, initial_alphabet=letters, show_progress=False),
     )
-    if bos and begin:
+    around = ([begin] if bos and begin else []), ([end] if eos else [])
+    if any(around):
         raw.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A",
-            pair=f"{begin} $A {begin}:1 $B:1",
-            special_tokens=[(begin, raw.token_to_id(begin))],
+            single=[*around[0], "$A", *around[1]],
+            pair=[*around[0], "$A", *around[1], *(f"{token}:1" for token in around[0]), "$B:1"],
+            special_tokens=[(token, raw.token_to_id(token)) for token in (*around[0], *around[1])],
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,

@@ -120,8 +120,8 @@ class TowerEncoder:
     """
 
     def __init__(self, model: nn.Module, source: VisionTextEncoder | TowerHead) -> None:
-        self._module: Any = find_tower(model)
-        own = read_tower(self._module)
+        self.module: Any = find_tower(model)
+        own = read_tower(self.module)
         self._text = source if isinstance(source, VisionTextEncoder) else None
         head = TowerHead.from_encoder(source, _exact_dtypes(own)) if isinstance(source, VisionTextEncoder) else source
         _check_same(own, head)
@@ -132,6 +132,11 @@ class TowerEncoder:
         self.name, self.fingerprint, self.width = f"tower of {head.name}", head.fingerprint, self._tail.width
         self.image_size, self.grid = head.preprocessing.size, head.preprocessing.grid
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From pictures to pixels, as for the encoder of the prompts."""
+        return self._head.preprocessing
+
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Turn pictures into `[B, 3, S, S]` fp32 on the CPU, as the encoder of the prompts would."""
         return self._head.preprocessing(images)
@@ -140,8 +145,8 @@ class TowerEncoder:
     def embed_images(self, pixels: Tensor) -> ImageEmbedding:
         """Embed `[B, 3, S, S]` tiles by a forward pass of the tower."""
         check_pixels(pixels, self.image_size)
-        pixels = pixels.to(self._module.device, self._dtype)
-        states = self._module(pixel_values=pixels, output_hidden_states=True).hidden_states
+        pixels = pixels.to(self.module.device, self._dtype)
+        states = self.module(pixel_values=pixels, output_hidden_states=True).hidden_states
         return self.embed_hidden(states[-1]) if self._missing else self.embed_hidden(states[-2], states[-1])
 
     @torch.no_grad()
