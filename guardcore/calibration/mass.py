@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,9 @@ class LayerMass:
         return sum(self.before) / len(self.before), sum(self.after) / len(self.after)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"layer": self.layer, "before": list(self.before), "after": list(self.after)}
+        """Plain values for JSON; NaN, which it does not know, is None."""
+        before, after = ([None if math.isnan(mass) else mass for mass in own] for own in (self.before, self.after))
+        return {"layer": self.layer, "before": before, "after": after}
 
     def __str__(self) -> str:
         before, after = self.means

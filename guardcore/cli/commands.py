@@ -1,4 +1,4 @@
-"""The command line: `guardcore screen`, `calibrate`, `policy check`, `policy show`, `doctor`.
+"""The command line: `guardcore screen`, `calibrate`, `generate`, `policy check`, `policy show`, `doctor`.
 
 Only typer is imported here; what a command needs is imported when it runs, so that help is there at once.
 """
@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from guardcore import __version__
-from guardcore.cli import options
+from guardcore.cli import generate_options, options
 from guardcore.cli.exit import EXIT_CODES, named_failures
 
 app = typer.Typer(
@@ -145,6 +145,72 @@ def calibrate(
         found = options.inputs(benign, hidden=hidden, quiet=quiet)
         reading = options.reading(max_bytes, max_pixels, alpha, threads)
         calibrate_on(found, setup, reading, target_fpr, output, quiet)
+
+
+@app.command(epilog=EXIT_CODES, no_args_is_help=True)
+def generate(
+    model: generate_options.Checkpoint,
+    prompt: generate_options.Prompt,
+    images: generate_options.Images = None,
+    defense: generate_options.Defense = generate_options.Method.guardalign,
+    prefix: generate_options.Prefix = None,
+    layers: generate_options.Layers = "0.28-0.45",
+    rule: generate_options.ScoreRule = generate_options.Rule.gated,
+    gain: generate_options.Gain = None,
+    attention: generate_options.Attention = None,
+    policy: options.Policy = None,
+    encoder: generate_options.Encoder = "builtin",
+    calibration: generate_options.Calibration = None,
+    scorer: generate_options.Scorer = "phrases",
+    image_threshold: generate_options.ImageThreshold = 0.16,
+    redact_style: options.RedactStyle = options.Style.zero,
+    device: generate_options.Device = "cpu",
+    dtype: generate_options.Precision = generate_options.DType.auto,
+    max_new_tokens: generate_options.MaxNewTokens = 256,
+    seed: generate_options.Seed = 0,
+    answer_format: generate_options.Format = generate_options.Output.text,
+    trace: generate_options.Trace = False,
+    alpha: options.Alpha = options.Ground.white,
+    max_pixels: options.MaxPixels = 89_478_485,
+    max_bytes: options.MaxBytes = 128 << 20,
+) -> None:
+    """Ask a vision-language model about pictures, behind a defense.
+
+    The answer goes to standard output. A picture that can't be judged is treated as the policy says: by default the
+    request is refused, and the exit code is 3. A picture that is flagged is covered where it is, and the code is 1.
+
+    [bold]Examples[/bold]
+
+    [cyan]guardcore generate -m llava-1.5-7b-hf -i holiday.jpg -p "What is this?" --trace[/cyan]
+
+    [cyan]guardcore generate -m qwen2.5-vl -i a.png -i b.png -p "Compare them." --rule target_mass --gain 0.2[/cyan]
+
+    [cyan]guardcore generate -m llava-1.5-7b-hf -i x.jpg -p - -d eta --scorer reward-model -f json < question.txt[/cyan]
+    """
+    with named_failures():
+        from guardcore.cli.generate import AttentionOptions, GenerateJob, read_prompt
+        from guardcore.cli.screen import Setup
+
+        job = GenerateJob(
+            model=model,
+            prompt=read_prompt(prompt),
+            images=tuple(images or ()),
+            setup=Setup(encoder, policy, calibration=calibration),
+            reading=options.reading(max_bytes, max_pixels, alpha, options.THREADS),
+            attention=AttentionOptions(layers, rule.value, gain, attention),
+            defense=defense.value,
+            prefix=prefix,
+            scorer=scorer,
+            image_threshold=image_threshold,
+            style=redact_style.value,
+            device=device,
+            dtype=dtype.value,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            format=answer_format.value,
+            trace=trace,
+        )
+        raise typer.Exit(job.run())
 
 
 @policy_app.command("check", no_args_is_help=True)

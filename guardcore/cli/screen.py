@@ -110,7 +110,7 @@ class ScreenJob:
         sink = self._check(inputs)
         with _busy("loading the model", self.quiet):
             detector = build_detector(self.setup)
-        _warn_uncalibrated(detector, self.setup)
+        warn_uncalibrated(detector, self.setup)
         tally = Tally()
         outcomes = screen_inputs(
             inputs.files,
@@ -228,7 +228,7 @@ def _busy(what: str, quiet: bool) -> AbstractContextManager[Any]:
     return Console(stderr=True, quiet=quiet or not sys.stderr.isatty()).status(what)
 
 
-def _warn_uncalibrated(detector: Detector, setup: Setup) -> None:
+def warn_uncalibrated(detector: Detector, setup: Setup) -> None:
     """Say once, also when quiet, that nothing can be judged, and how to mend it."""
     categories: Iterable[Any] = detector.policy.categories
     if detector.calibration is not None or all(each.threshold is not None for each in categories):

@@ -194,6 +194,8 @@ def test_fit_refuses_by_name():
 
 def test_masses_print_themselves_and_refuse_unequal_heads():
     assert str(LayerMass(9, (0.1, 0.3), (0.2, 0.6))) == "layer 9: 0.2000 -> 0.4000"
+    odd = LayerMass(9, (0.1,), (float("nan"),)).to_dict()
+    assert odd == {"layer": 9, "before": [0.1], "after": [None]}
     for before, after in (((0.1,), ()), ((), ())):
         with pytest.raises(ValueError, match="after: expected"):
             LayerMass(9, before, after)

@@ -1,0 +1,213 @@
+"""What `guardcore generate` does once its options are read."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from guardcore.cli.exit import UsageError, as_usage, say
+from guardcore.cli.screen import Setup, build_detector, warn_uncalibrated
+from guardcore.images.opening import ImageError, open_image
+from guardcore.images.pillow_warnings import silence_decoders
+
+if TYPE_CHECKING:
+    from guardcore.calibration.attention_calibration import AttentionCalibration
+    from guardcore.defenses.protocol import Answer, Defense, Request
+    from guardcore.defenses.scorers import Scorer
+    from guardcore.redaction import RedactionStyle
+    from guardcore.screening.pipeline import Reading
+
+_SCHEMA = 1  # of the JSON: raise it when a key changes its meaning
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """How the attention is calibrated, as the options say it; `file` comes in place of the others."""
+
+    layers: str = "0.28-0.45"
+    rule: str = "gated"
+    gain: float | None = None
+    file: Path | None = None
+
+    def build(self) -> AttentionCalibration:
+        """Make the calibration; raise ValueError or OSError."""
+        from guardcore.calibration.attention_calibration import AttentionCalibration
+        from guardcore.calibration.score_rule import ScoreRule
+
+        if self.file is not None:
+            if self != AttentionOptions(file=self.file):
+                raise ValueError("--attention: comes in place of --layers, --rule and --gain; give one or the others")
+            return AttentionCalibration.load(self.file)
+        if self.gain is None and self.rule != "gated":
+            raise ValueError(f"--gain: expected a number with --rule {self.rule}; only gated has a default")
+        rule = ScoreRule(self.rule, 0.15 if self.gain is None else self.gain)  # type: ignore[arg-type] # it checks
+        return AttentionCalibration({"prefix": rule}, parse_layers(self.layers))
+
+
+def parse_layers(text: str) -> tuple[float, float] | tuple[int, ...]:
+    """A band such as 0.28-0.45, layers such as 9-14 (both included), 9,11 or 9; raise ValueError for anything else."""
+    start, dash, end = text.partition("-")
+    try:
+        if dash and "." in text:
+            return float(start), float(end)
+        if dash:
+            return tuple(range(int(start), int(end) + 1))
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--layers: expected a range such as 0.28-0.45, 9-14 or 9,11; got {text!r}") from None
+
+
+@dataclass(frozen=True)
+class GenerateJob:
+    """One run of `guardcore generate`; fields are as the options say them."""
+
+    model: Path
+    prompt: str
+    images: tuple[str, ...]
+    setup: Setup
+    reading: Reading
+    attention: AttentionOptions = AttentionOptions()
+    defense: str = "guardalign"
+    prefix: str | None = None
+    scorer: str = "phrases"
+    image_threshold: float = 0.16
+    style: RedactionStyle = "zero"
+    device: str = "cpu"
+    dtype: str = "auto"
+    max_new_tokens: int = 256
+    seed: int = 0
+    format: str = "text"
+    trace: bool = False
+
+    def run(self) -> int:
+        """Answer, print and return the exit code."""
+        if not (self.model / "config.json").is_file():
+            raise UsageError(f"--model: expected the folder of a checkpoint; got {self.model} without config.json")
+        silence_decoders()
+        with as_usage():
+            request = self._request()
+            defense = self._defense()
+        answer = self._answer(defense, request)
+        self._print(answer)
+        if any(verdict.flagged for verdict in answer.verdicts):
+            return 1
+        return 3 if answer.refused or any(verdict.error is not None for verdict in answer.verdicts) else 0
+
+    def _request(self) -> Request:
+        from guardcore.defenses.protocol import Request
+
+        return Request(self.prompt, tuple(map(self._opened, self.images)))
+
+    def _opened(self, path: str) -> Any:
+        try:
+            loaded = open_image(path, self.reading.limits, alpha=self.reading.alpha)
+        except ImageError as error:
+            say(f"{path}: {error}")
+            return error
+        for note in loaded.notes:
+            say(f"{path}: {note}")
+        return loaded.image
+
+    def _defense(self) -> Defense:
+        if self.defense == "none":
+            from guardcore.defenses.none import Undefended
+
+            return Undefended()
+        if self.defense == "prefix":
+            from guardcore.defenses.prefix import SAFETY_PREFIX, PlainPrefix
+
+            return PlainPrefix(SAFETY_PREFIX if self.prefix is None else self.prefix)
+        return self._eta() if self.defense == "eta" else self._guardalign()
+
+    def _guardalign(self) -> Defense:
+        from guardcore.defenses.guardalign import GuardAlign
+        from guardcore.defenses.prefix import SAFETY_PREFIX
+
+        calibration = self.attention.build()
+        detector = None
+        if self.images:
+            detector = build_detector(self.setup)
+            warn_uncalibrated(detector, self.setup)
+        prefix = SAFETY_PREFIX if self.prefix is None else self.prefix
+        return GuardAlign(detector, prefix=prefix, calibration=calibration, redaction=self.style)
+
+    def _eta(self) -> Defense:
+        from guardcore.defenses.eta import ETA
+        from guardcore.encoders import load_encoder
+
+        scorer = self._scorer()
+        encoder = load_encoder(self.setup.encoder)
+        return ETA(encoder, scorer, image_threshold=self.image_threshold, max_new_tokens=self.max_new_tokens)
+
+    def _scorer(self) -> Scorer:
+        from guardcore.defenses.scorers import PhraseScorer, RewardModelScorer
+
+        return PhraseScorer() if self.scorer == "phrases" else RewardModelScorer(self.scorer, device=self.device)
+
+    def _answer(self, defense: Defense, request: Request) -> Answer:
+        import torch
+
+        from guardcore.adapters.transformers.attach import attach
+        from guardcore.adapters.transformers.support import UnsupportedError
+
+        with as_usage():
+            model, processor = load_model(self.model, self.device, self.dtype)
+            check_fits(getattr(defense, "calibration", None), model.config.get_text_config())
+        torch.manual_seed(self.seed)
+        try:
+            with attach(defense, model, processor) as guarded:
+                return guarded.generate_batch([request], max_new_tokens=self.max_new_tokens)[0]
+        except UnsupportedError as error:
+            raise UsageError(str(error)) from error
+
+    def _print(self, answer: Answer) -> None:
+        if self.trace:
+            say(f"{self.defense} on {self.model}")
+            typer.echo(str(answer.trace), err=True)
+        if answer.refused:
+            say(f"refused: {answer.reason}")
+        if self.format == "text":
+            typer.echo(answer.text)
+            return
+        asked = {"model": str(self.model), "defense": self.defense, "prompt": self.prompt, "images": list(self.images)}
+        typer.echo(json.dumps({"schema": _SCHEMA, **asked, **answer.to_dict()}, allow_nan=False))
+
+
+def load_model(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
+    """A local checkpoint and its processor: safetensors only, nothing fetched, no code of the checkpoint run.
+
+    Raises:
+        ImportError: transformers is not installed.
+        OSError, ValueError: the folder holds no vision-language model, or one that transformers does not know.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    processor = AutoProcessor.from_pretrained(str(folder), **safe)
+    model = AutoModelForImageTextToText.from_pretrained(str(folder), use_safetensors=True, dtype=precision, **safe)
+    return model.to(device).eval(), processor
+
+
+def check_fits(calibration: AttentionCalibration | None, config: Any) -> None:
+    """Raise ValueError at a layer or head that the model of that text configuration does not have."""
+    from guardcore.calibration.layer_rule import layer_rules
+
+    layer_rules([calibration], depth=config.num_hidden_layers, heads=config.num_attention_heads, scale=1.0)
+
+
+def read_prompt(text: str) -> str:
+    """The prompt itself, or for - what standard input holds; raise UsageError for an empty one."""
+    prompt = text if text != "-" else sys.stdin.read().strip()
+    if not prompt.strip():
+        raise UsageError("--prompt: expected a text; got none")
+    return prompt
