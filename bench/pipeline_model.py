@@ -63,9 +63,9 @@ class PipelineModel:
     tokenizer: Any
 
     def to(self, dtype: torch.dtype) -> PipelineModel:
-        """All of it in another precision; what the two models share stays shared."""
-        self.clip.to(dtype)
-        self.model.to(dtype)
+        """All weights in another precision, as a checkpoint has them: rotary frequencies stay as they are."""
+        for parameter in (*self.clip.parameters(), *self.model.parameters()):
+            parameter.data = parameter.data.to(dtype)
         self.plain.load_state_dict(self.model.state_dict(), assign=True)
         return self
 

@@ -1,7 +1,7 @@
 """What the pipeline benchmark runs: a detector that flags one picture and clears another, and the stages.
 
-With random weights nothing looks unsafe, and no calibration would mean anything. So the threshold of one category is put
-between the scores of two pictures: the one above it is the benign one, the one below it is flagged.
+With random weights nothing looks unsafe, and no calibration would mean anything. So the threshold of one category is
+put between the scores of two pictures: the one above it is the benign one, the one below it is flagged.
 """
 
 from __future__ import annotations

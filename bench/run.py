@@ -1,11 +1,11 @@
-"""Run a benchmark: `python -m bench.run sinkhorn`, `joint`, `memory`, `threads`, `scaling` or `attention`."""
+"""Run a benchmark: `python -m bench.run NAME`; without a name it lists them, and each has --help."""
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
 
-from bench import attention, compare, memory, scaling, thread_scaling
+from bench import attention, compare, memory, pipeline, scaling, thread_scaling
 
 COMMANDS = {  # name: (its options, what runs it, meaning)
     "sinkhorn": (partial(compare.add_arguments, cases="a,b,c"), compare.run, "every contender, a problem a category"),
@@ -18,6 +18,7 @@ COMMANDS = {  # name: (its options, what runs it, meaning)
     "threads": (thread_scaling.add_arguments, thread_scaling.run, "wall time by number of threads and precision"),
     "scaling": (scaling.add_arguments, scaling.run, "time over B, N, M, C and D, as plots in docs/"),
     "attention": (attention.add_arguments, attention.run, "what a score rule costs in attention, beside rivals"),
+    "pipeline": (pipeline.add_arguments, pipeline.run, "what each stage of GuardAlign costs a whole model"),
 }
 
 
