@@ -23,12 +23,14 @@ class Rendering:
 
     Attributes:
         text: what the processor takes.
-        prefix: the safety prefix; empty if there is none.
-        instruction: what the user asks.
+        user: prefix and prompt together.
+        prefix: the safety prefix without white space around it; empty if there is none.
+        instruction: what the user asks, likewise.
         answer: first character of the answer's header, where the user's turn ends.
     """
 
     text: str
+    user: Range
     prefix: Range
     instruction: Range
     answer: int
@@ -50,18 +52,18 @@ def render(processor: Any, request: Request) -> Rendering:
     refuse_special_tokens(processor, "prefix and prompt", user)
     before, found, after, header = _parts(processor, request, user)
     start, end = len(before), len(before) + len(found)
-    # A template may trim the text: the prefix then starts, or the prompt ends, outside what is left.
+    # A template may trim the text, so that it would have started earlier.
     first = start - (len(user) - len(user.lstrip()) if found != user else 0)
-    second = first + len(user) - len(request.prompt)
-    prefix = _within(start, end, first, first + len(request.prefix))
-    instruction = _within(start, end, second, second + len(request.prompt))
+    prefix, instruction = _span(first, request.prefix), _span(first + len(user) - len(request.prompt), request.prompt)
     text = before + found + after + request.answer_start
     _check_pictures(processor, text, len(request.images))
-    return Rendering(text, prefix, instruction, end + header)
+    return Rendering(text, (start, end), prefix, instruction, end + header)
 
 
-def _within(start: int, end: int, low: int, high: int) -> Range:
-    return min(max(low, start), end), min(max(high, start), end)
+def _span(start: int, text: str) -> Range:
+    """Where a text that starts there is, without the white space around it: a token may hold that and a neighbor."""
+    first = start + len(text) - len(text.lstrip())
+    return first, first + len(text.strip())
 
 
 def refuse_special_tokens(processor: Any, name: str, text: str) -> None:

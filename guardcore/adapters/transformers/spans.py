@@ -34,7 +34,7 @@ def token_spans(
     offsets, shift = _aligned(processor, rendering, ids)
 
     def tokens(start: int, end: int) -> tuple[Range, ...]:
-        inside = [index for index, (low, high) in enumerate(offsets) if low < end and high > start and high > low]
+        inside = [index for index, (low, high) in enumerate(offsets) if max(low, start) < min(high, end)]
         return ((inside[0] + shift, inside[-1] + 1 + shift),) if inside else ()
 
     prefix = tokens(*rendering.prefix)
@@ -59,7 +59,7 @@ def _after(prefix: tuple[Range, ...], instruction: tuple[Range, ...]) -> tuple[R
 
 def _aligned(processor: Any, rendering: Rendering, ids: Sequence[int]) -> tuple[list[Range], int]:
     """Character offsets of the unexpanded text's tokens, and how far these are from the processor's tokens."""
-    start = min(rendering.prefix[0], rendering.instruction[0])
+    start = rendering.user[0]
     token = getattr(processor, "image_token", None)
     if token is not None and token in rendering.text[start:]:
         raise ValueError("images: expected a chat template that puts pictures before the user's text; got one after it")
