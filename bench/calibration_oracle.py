@@ -97,12 +97,9 @@ def attend(
             calibrate(batch, request, scores[item], hidden[item], scale, heads, cross)
     share = scores.masked_fill(hidden, torch.finfo(torch.float32).min).softmax(-1)
     if not cross:
-        batch.masses[module.layer_idx] = torch.stack(
-            [
-                share[i * copies, :, -1, columns(batch, i, "prefix", scores.shape[-1])].sum(-1)
-                for i in range(len(batch.spans))
-            ]
-        )
+        spans = [columns(batch, index, "prefix", scores.shape[-1]) for index in range(len(batch.spans))]
+        last = [share[index * copies, :, -1][:, keys].sum(-1) for index, keys in enumerate(spans)]
+        batch.masses.setdefault(module.layer_idx, torch.stack(last))  # of the prompt's last row
     return (share @ value).transpose(1, 2).contiguous().to(query.dtype)
 
 
@@ -118,15 +115,15 @@ def calibrate(
     calibration = batch.calibrations[request]
     (Hq, Q, K), first_row = scores.shape, batch.slots - scores.shape[1]
     rows = [row for row in range(Q) if batch.row(request, first_row + row)]
-    plain = scores.clone()
-    for name, rule in calibration.rules.items():
+    # The target is a share of what the other rules made of the row.
+    for name, rule in sorted(calibration.rules.items(), key=lambda each: each[1].kind == "target_mass"):
         if cross:
             keys = list(range(K)) if name == "image" else []
         else:
             keys = columns(batch, request, name, K)
         for head in range(Hq) if heads is None else heads:
             for row in rows:
-                s = plain[head, row, keys]
+                s = scores[head, row, keys]
                 if rule.kind == "gated":
                     s = s + rule.strength * s.relu()
                 elif rule.kind == "literal":
@@ -134,7 +131,7 @@ def calibrate(
                 elif rule.kind == "log_gain":
                     s = s + (math.log(rule.strength) if rule.strength else -math.inf)
                 else:
-                    share = plain[head, row].masked_fill(hidden[head, row], -math.inf).softmax(-1)
+                    share = scores[head, row].masked_fill(hidden[head, row], -math.inf).softmax(-1)
                     m, t = share[keys].sum(), rule.strength
                     s = s + torch.log(t * (1 - m) / (m * (1 - t))) * (m < t) if keys and m > 0 else s
                 scores[head, row, keys] = s

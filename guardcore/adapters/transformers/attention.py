@@ -76,9 +76,9 @@ def _calibrated(
     # Without a mask the original attends by this flag alone; a mask has it in itself.
     flag = options.get("is_causal")
     is_causal = attention_mask is not None or bool(getattr(module, "is_causal", True) if flag is None else flag)
-    if session.wants_masses(now):
-        before, after = _masses(session, rule, now, query, key, value, scale=scale, softcap=softcap)
-        session.record(module.layer_idx, before, after)
+    if session.traces and now.prompt_row is not None:
+        masses = _masses(session, rule, now, now.prompt_row, query, key, value, scale=scale, softcap=softcap)
+        session.record(module.layer_idx, *masses)
     attended = _attend(rule, now, query, key, value, is_causal=is_causal, scale=scale, softcap=softcap)
     return attended.output.transpose(1, 2)
 
@@ -94,13 +94,16 @@ def _attend(
 
 
 def _masses(
-    session: Session, rule: LayerRule, now: Pass, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    session: Session, rule: LayerRule, now: Pass, row: int, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Share of the prefix in the last row's attention without and with the rule: [requests, Hq] each."""
-    query, key, value = (session.one_of_each(each) for each in (query[:, :, -1:], key, value))
+    """Share of the prefix in a row's attention without and with the rule: [requests, Hq] each."""
+    query, key, value = (session.one_of_each(each) for each in (query[:, :, row : row + 1], key, value))
     key_class, sees = session.one_of_each(now.key_class), now.sees
     key_mask = None if sees.key_mask is None else session.one_of_each(sees.key_mask)
-    start = None if sees.query_start is None else session.one_of_each(sees.query_start) + sees.rows - 1
+    first = sees.query_start
+    if first is None:
+        first = torch.full((sees.batch,), sees.keys - sees.rows, dtype=torch.int64, device=query.device)
+    start = session.one_of_each(first) + row
     own = LayerRule(session.one_of_each(rule.rule), None if rule.target is None else session.one_of_each(rule.target))
     shares = []
     for each in (LayerRule(torch.zeros_like(own.rule), None), own):

@@ -25,13 +25,13 @@ class Pass:
         sees: sizes, causality, padding, window.
         key_class: [B, K] uint8.
         row_mask: [B, Q] bool, calibrated rows.
-        ends_prompt: whether the last row is the last of the prompt.
+        prompt_row: the row that ends the prompt, None if it is in another pass.
     """
 
     sees: Visibility
     key_class: Tensor
     row_mask: Tensor
-    ends_prompt: bool
+    prompt_row: int | None
 
 
 class Session:
@@ -120,13 +120,13 @@ class Session:
         # Later steps have the masks of the first one, and comparing them would wait for the device each time.
         compare = not decoding or self._decoded <= 1
         sees = read_visibility(arguments, causal=self._causal, compare=compare)
-        ends = self._advance(sees)
+        prompt_row = self._advance(sees)
         end = sees.key_offset + sees.keys
         key_class = torch.nn.functional.pad(self._classes, (0, max(0, end - self.prompt)))[:, sees.key_offset : end]
         # Slots after the prompt are all alike, and stand in the last column.
         slots = torch.arange(sees.rows, device=self._rows.device) + sees.row_offset
         row_mask = self._rows.index_select(1, slots.clamp(max=self.prompt))
-        self._passes[sees.window, sees.key_offset, sees.keys] = Pass(sees, key_class, row_mask, ends)
+        self._passes[sees.window, sees.key_offset, sees.keys] = Pass(sees, key_class, row_mask, prompt_row)
 
     def current(self, rows: int, keys: int, window: int | None) -> Pass:
         """The mask of the layer that attends with so many rows to so many keys, in a window or not.
@@ -156,9 +156,10 @@ class Session:
         self._used = True
         return next((each.row_mask for each in self._passes.values() if each.sees.rows == rows), None)
 
-    def wants_masses(self, now: Pass) -> bool:
-        """Whether the prefix's share of the attention is recorded in this pass."""
-        return self._trace and now.ends_prompt
+    @property
+    def traces(self) -> bool:
+        """Whether the prefix's share of the attention is recorded."""
+        return self._trace
 
     def one_of_each(self, items: Tensor) -> Tensor:
         """The first copy of each request among items [B, ...]; shared items [1, ...] stay."""
@@ -183,26 +184,27 @@ class Session:
             )
         return found
 
-    def _advance(self, sees: Visibility) -> bool:
-        """Follow the slots; return whether the pass ends the prompt.
+    def _advance(self, sees: Visibility) -> int | None:
+        """Follow the slots; return the row that ends the prompt, if it is among these.
 
         Raises:
             UnsupportedError: a pass that belongs to another sequence than the one that is generated.
         """
-        if isinstance(sees.row_offset, Tensor):
-            whole = sees.rows == self.prompt
-            if whole or sees.rows == 1 or torch.compiler.is_compiling():
-                return whole  # a single row is decoding; reading the device for it would hold up every step
-            end = int(sees.row_offset) + sees.rows
-        else:
-            end = sees.row_offset + sees.rows
-        if sees.row_offset == 0 and (end < self._slots or (self._slots == 0 and end > self.prompt)):
+        first = sees.row_offset
+        if isinstance(first, Tensor):
+            if sees.rows == self.prompt:
+                return sees.rows - 1
+            if sees.rows == 1 or torch.compiler.is_compiling():
+                return None  # decoding: to read the device would hold up every step
+            first = int(first)
+        if first == 0 and sees.rows < self._slots:
             raise UnsupportedError(
-                f"a pass of {end} tokens from the start of a sequence, in the generation after a prompt of "
-                f"{self.prompt}: guidance by a second prompt, or a model that lengthens its prompt"
+                f"a pass of {sees.rows} tokens from the start of a sequence after {self._slots} tokens of this one: "
+                "guidance by a second prompt can't be calibrated"
             )
-        self._slots = end
-        return bool(end == self.prompt)
+        self._slots = first + sees.rows
+        row = self.prompt - 1 - first
+        return row if 0 <= row < sees.rows else None
 
 
 def _laid_out(
