@@ -35,6 +35,11 @@ class Layout(NamedTuple):
     offsets: Tensor | None = None
     lengths: Tensor | None = None
 
+    @property
+    def total(self) -> int:
+        """Rows of all items."""
+        return self.all_rows if self.page > 0 else self.B * self.all_rows
+
 
 class Options(NamedTuple):
     """The operator's numbers."""
@@ -102,7 +107,7 @@ def _attend_ranges(
 ) -> None:
     """Attend to `splits` ranges of the keys at once, and merge."""
     (output, lse, _), (H, _, D) = results, tensors[0].shape[1:]
-    R = output.numel() // (H * D)
+    R = layout.total
     part = torch.empty(splits, R, H, D, dtype=torch.float32, device=output.device)
     # rows that no item has, which only bad offsets leave, are NaN
     part_lse = torch.full((splits, R, H), torch.nan, dtype=torch.float32, device=output.device)
@@ -124,7 +129,7 @@ def _attend(
     output, lse, mass = results
     strides = (*query.stride(), *key.stride(), *value.stride(), 0 if len(rule) == 1 else rule.stride(0))
     table_width = 0 if layout.table is None else layout.table.shape[1]
-    sizes = (H, H // Hkv, G, layout.all_rows, layout.keys, table_width, items, D, output.numel() // (H * D))
+    sizes = (H, H // Hkv, G, layout.rows, layout.all_rows, layout.keys, table_width, items, D, layout.total)
     window = None if options.window is None else min(options.window, LIMIT)
     numbers = (options.scale, options.softcap, window)
     tile = tile_for(D, query.dtype, query.device)

@@ -7,24 +7,39 @@ j // PAGE of its row of the page table. PAGE = 0 is dense, and slot j of item i_
 import triton
 import triton.language as tl
 
-SCAN = tl.constexpr(2048)  # keys looked at together for classes and groups
+SCAN = tl.constexpr(2048)  # keys or pages looked at together
 
 
 @triton.jit
-def item_rows(p_start, p_offsets, p_lengths, i_b, Q, K, L, window, PAGE: tl.constexpr):
+def usable_keys(p_pages, length, n, most, K, L, P, PAGE: tl.constexpr):
+    """Keys of a request, or -1 if it can't be read: it has no such length, more rows than `most`, or a page is missing.
+
+    L: of its row of the page table; K: keys that classes are known of; P: pages that there are.
+    """
+    used = tl.cdiv(length, PAGE)
+    broken = ((length < 0) | (length > K) | (used > L) | (n > most)).to(tl.int32)
+    for j in range(0, tl.where(broken > 0, 0, used), SCAN):
+        o_page = j + tl.arange(0, SCAN)
+        b_page = tl.load(p_pages + o_page, mask=o_page < used, other=0)
+        m_missing = (b_page < 0) | (b_page >= P)
+        broken = tl.maximum(broken, tl.max((m_missing & (o_page < used)).to(tl.int32), 0))
+    return tl.where(broken > 0, -1, length)
+
+
+@triton.jit
+def item_rows(p_start, p_pages, p_offsets, p_lengths, i_b, most, Q, K, L, P, window, PAGE: tl.constexpr):
     """Of item i_b: number of its first row in a packed query, rows, keys, position of the first row among the keys.
 
-    And what to add to its results: NaN where the page table or the classes are too short for its length, else 0.
+    And what to add to its results: NaN if it can't be read, else 0.
     """
     poison = 0.0
     if PAGE > 0:
         first = tl.minimum(tl.maximum(tl.load(p_offsets + i_b), 0), Q)
         n = tl.minimum(tl.load(p_offsets + i_b + 1), Q) - first
-        keys = tl.load(p_lengths + i_b)
-        broken = (keys < 0) | (keys > K) | (tl.cdiv(keys, PAGE) > L)
-        keys = tl.where(broken, 0, keys)
-        poison = tl.where(broken, float("nan"), 0.0)
+        usable = usable_keys(p_pages, tl.load(p_lengths + i_b), n, most, K, L, P, PAGE)
+        keys = tl.maximum(usable, 0)
         start = keys - n
+        poison = tl.where(usable < 0, float("nan"), 0.0)
     else:
         first, n, keys = 0, Q, K
         if p_start is None:
@@ -37,7 +52,7 @@ def item_rows(p_start, p_offsets, p_lengths, i_b, Q, K, L, window, PAGE: tl.cons
 
 @triton.jit
 def reach(start, i_first, i_last, keys, window, CAUSAL: tl.constexpr):
-    """Keys [low, high) that some row of i_first ... i_last sees by its position, and [all_low, all_high) that all do."""
+    """Keys [low, high) that a row of i_first ... i_last sees by its position, and [all_low, all_high) that all do."""
     low, high, all_low, all_high = 0, keys, 0, keys
     if CAUSAL:
         high = tl.minimum(tl.maximum(start + i_last + 1, 0), keys)
@@ -87,10 +102,9 @@ def load_pages(p_pages, o_j, keys, PAGE: tl.constexpr):
 
 
 @triton.jit
-def key_offsets(b_page, o_j, P, per_page, per_slot, PAGE: tl.constexpr):
-    """Places [BN] of keys o_j in a cache of P pages; those of pages there are not lie in page 0."""
+def key_offsets(b_page, o_j, per_page, per_slot, PAGE: tl.constexpr):
+    """Places [BN] of keys o_j in their cache."""
     if PAGE > 0:
-        b_page = tl.where((b_page >= 0) & (b_page < P), b_page, 0)
         b_offset = b_page.to(tl.int64) * per_page + (o_j % PAGE).to(tl.int64) * per_slot
     else:
         b_offset = o_j.to(tl.int64) * per_slot

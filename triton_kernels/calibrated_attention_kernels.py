@@ -13,7 +13,7 @@ import triton.language as tl
 from .calibrated_attention_items import class_span, item_rows, key_offsets, load_pages, reach, with_mates
 from .calibrated_attention_scores import LN2, calibrated, present, scaled, seen
 
-UNSPECIALIZED = ["Q", "K", "L", "P", "window"]
+UNSPECIALIZED = ["most", "Q", "K", "L", "P", "window"]
 
 
 @triton.jit
@@ -28,16 +28,16 @@ def add_tile(state, b_s, b_v, b_class, least, largest, PRECISION: tl.constexpr, 
     b_acc = b_acc * b_shrink[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION)
     if MASS:
         b_mass *= b_shrink[:, None]
-        o_g = tl.arange(0, BG)
-        for g in range(least, largest + 1):
-            b_own = tl.sum(tl.where((b_class == g)[None, :], b_p, 0.0), 1)
-            b_mass += tl.where((o_g == g)[None, :], b_own[:, None], 0.0)
+        if largest > 0:  # a loop in the open would keep the keys' loop from being pipelined
+            for g in range(least, largest + 1):
+                b_own = tl.sum(tl.where((b_class == g)[None, :], b_p, 0.0), 1)
+                b_mass += tl.where((tl.arange(0, BG) == g)[None, :], b_own[:, None], 0.0)
     return b_new, b_sum, b_acc, b_mass
 
 
 @triton.jit
 def attend(
-    state, b_q, rows, cache, p_pages, p_key_mask, p_group, classes, rule, low, high, gap_at, gap, keys, P, D,
+    state, b_q, rows, cache, p_pages, p_key_mask, p_group, classes, rule, low, high, gap_at, gap, keys, D,
     scale, softcap, window,
     CAUSAL: tl.constexpr, EDGE: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr, MASS: tl.constexpr,
     BN: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
@@ -52,17 +52,15 @@ def attend(
     p_class, class_first, class_last = classes
     p_rule, o_rule, G = rule
     o_d = tl.arange(0, BD)
-    for i in tl.range(low, high - gap, num_stages=1 if EDGE else None):  # a value waits for scores at an edge
+    for i in range(low, high - gap):
         j = (i + tl.where(i >= gap_at, gap, 0)) * BN
         o_j = j + tl.arange(0, BN)
         m_j = o_j < keys
         b_page = load_pages(p_pages, o_j, keys, PAGE)
-        p_key = p_k + key_offsets(b_page, o_j, P, k_b, k_j, PAGE)[None, :] + (o_d * k_d)[:, None]
+        p_key = p_k + key_offsets(b_page, o_j, k_b, k_j, PAGE)[None, :] + (o_d * k_d)[:, None]
         m_k = (o_d < D)[:, None]
         b_k = tl.load(p_key, mask=m_k & m_j[None, :] if EDGE else m_k, other=0.0)  # [BD, BN]
         b_s = scaled(tl.dot(b_q, b_k, input_precision=PRECISION), scale, softcap)  # [BM, BN]
-        if PAGE > 0:
-            b_s = tl.where(((b_page >= 0) & (b_page < P))[None, :], b_s, float("nan"))
         b_class, least, largest = o_j * 0, 1, 0
         if (j + BN > class_first) & (j < class_last):
             b_class = tl.load(p_class + o_j, mask=m_j, other=0).to(tl.int32)
@@ -78,8 +76,8 @@ def attend(
                 b_group = tl.load(p_group + o_j, mask=m_j, other=0)
             m_seen = seen(b_at, b_row_group, o_j, b_group, keys, window, CAUSAL, p_group is not None)
             b_s = tl.where(m_seen, b_s, float("-inf"))
-            m_v = tl.max(b_s, 0) > float("-inf")  # a value that no row sees may be NaN
-        p_value = p_v + key_offsets(b_page, o_j, P, v_b, v_j, PAGE)[:, None] + (o_d * v_d)[None, :]
+            m_v &= tl.max(m_seen.to(tl.int32), 0) > 0  # a value that no row sees may be NaN
+        p_value = p_v + key_offsets(b_page, o_j, v_b, v_j, PAGE)[:, None] + (o_d * v_d)[None, :]
         m_d = (o_d < D)[None, :]
         b_v = tl.load(p_value, mask=m_d & m_v[:, None] if EDGE or p_key_mask is not None else m_d, other=0.0)
         state = add_tile(state, b_s, b_v, b_class, least, largest, PRECISION, MASS, BG)
@@ -109,7 +107,7 @@ def write_rows(state, p_out, p_lse, p_mass, o_out, o_lse, m_r, G, D, poison, uni
 def attention_kernel(
     p_q, p_k, p_v, p_class, p_rule, p_row_mask, p_key_mask, p_group, p_start, p_pages, p_offsets, p_lengths,
     p_out, p_lse, p_mass, q_b, q_h, q_i, q_d, k_b, k_h, k_j, k_d, v_b, v_h, v_j, v_d, rule_b,
-    H, SHARED, G, Q, K, L, P, D, R, scale, softcap, window,
+    H, SHARED, G, most, Q, K, L, P, D, R, scale, softcap, window,
     CAUSAL: tl.constexpr, PAGE: tl.constexpr, PACK: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
@@ -119,7 +117,10 @@ def attention_kernel(
     """
     i_u, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_m = 0 if SPLIT else tl.num_programs(0) - 1 - tl.program_id(0)  # those with the most keys first
-    first, n, keys, start, poison = item_rows(p_start, p_offsets, p_lengths, i_b, Q, K, L, window, PAGE)
+    p_pages = p_pages if PAGE == 0 else p_pages + i_b * L
+    first, n, keys, start, poison = item_rows(
+        p_start, p_pages, p_offsets, p_lengths, i_b, most, Q, K, L, P, window, PAGE
+    )  # fmt: skip
     if i_m * BM >= n * PACK:
         return
     i_last = tl.minimum(i_m * BM + BM, n * PACK) - 1
@@ -150,7 +151,6 @@ def attention_kernel(
 
     p_class += i_b * K
     p_key_mask = p_key_mask if p_key_mask is None else p_key_mask + i_b * K
-    p_pages = p_pages if PAGE == 0 else p_pages + i_b * L
     i_kv = (i_u * PACK // SHARED).to(tl.int64)
     p_k += i_kv * k_h + (0 if PAGE > 0 else i_b * k_b)
     p_v += i_kv * v_h + (0 if PAGE > 0 else i_b * v_b)
@@ -166,9 +166,9 @@ def attention_kernel(
     zero = tl.zeros([BM], tl.float32)
     state = (zero + float("-inf"), zero, tl.zeros([BM, BD], tl.float32), tl.zeros([BM, BG], tl.float32))
     state = attend(state, b_q, rows, cache, p_pages, p_key_mask, p_group, classes, rule, all_low, all_high, all_high, 0,
-                   keys, P, D, scale, softcap, window, CAUSAL, False, PAGE, PRECISION, MASS, BN, BD, BG)  # fmt: skip
+                   keys, D, scale, softcap, window, CAUSAL, False, PAGE, PRECISION, MASS, BN, BD, BG)  # fmt: skip
     state = attend(state, b_q, rows, cache, p_pages, p_key_mask, p_group, classes, rule, low, high, all_low,
-                   all_high - all_low, keys, P, D, scale, softcap, window, CAUSAL, True, PAGE, PRECISION, MASS, BN, BD, BG)  # fmt: skip
+                   all_high - all_low, keys, D, scale, softcap, window, CAUSAL, True, PAGE, PRECISION, MASS, BN, BD, BG)  # fmt: skip
 
     o_out = b_row * H + o_h
     if SPLIT:
