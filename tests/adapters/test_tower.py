@@ -301,3 +301,38 @@ def test_an_encoder_of_another_kind_is_no_tower(tiny: Callable[[str], Any]) -> N
     found, why = share(tiny("llava").model, tiny("llava").processor, Stub())  # type: ignore[arg-type]
     assert found is None
     assert why == "the detector's encoder colors is no CLIP or SigLIP that a model could share"
+
+
+def test_pictures_are_not_prepared_twice(
+    model: Any, detector: Detector, tower: SharedTower, images: list[Image.Image]
+) -> None:
+    images = [*images, images[0].convert("P"), images[1].convert("RGBA"), images[2].convert("L")]
+    requests = [Request("What is this?", (image,)) for image in images]
+    requests.append(Request("Compare.", (images[1], images[0])))
+    expected = encode(model.processor, requests)
+    tower.screen(detector, images)
+    found = encode(model.processor, requests, tiles=tower.tile)
+    assert found.spans == expected.spans
+    assert found.inputs.keys() == expected.inputs.keys()
+    for name in expected.inputs:
+        assert torch.equal(found.inputs[name], expected.inputs[name])
+    before = tower.tile(images[0])
+    images[0].putpixel((5, 5), (1, 2, 3))  # in place: another picture now
+    assert before is not None
+    assert tower.tile(images[0]) is None
+    changed = encode(model.processor, requests[:1], tiles=tower.tile).inputs["pixel_values"]
+    assert torch.equal(changed, encode(model.processor, requests[:1]).inputs["pixel_values"])
+    tower.forget()
+    assert tower.tile(images[1]) is None
+
+
+def test_pictures_with_equal_bytes_and_other_colors_are_told_apart(
+    model: Any, detector: Detector, tower: SharedTower, picture: Callable[..., Image.Image]
+) -> None:
+    image = picture(50, 50).convert("P")
+    other = image.copy()
+    other.putpalette([255 - value for value in image.getpalette()])
+    assert other.tobytes() == image.tobytes()
+    tower.screen(detector, [image])
+    assert tower.tile(image) is not None
+    assert tower.tile(other) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,13 @@ from guardcore.adapters.transformers.spans import token_spans
 from guardcore.calibration.spans import TokenSpans
 from guardcore.defenses.protocol import Request, RequestError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 T = TypeVar("T")
+Tiles = Callable[["Image.Image"], "Tensor | None"]
+# All that an image processor does before it stacks its tiles.
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 # Processors add it for training; with it a model computes a loss over the whole prompt.
 _UNUSED = ("labels",)
 
@@ -43,6 +49,7 @@ def encode(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     image_token_id: int | None = None,
+    tiles: Tiles | None = None,
 ) -> Encoded:
     """Encode requests of different lengths, with different numbers of pictures, into one batch.
 
@@ -53,6 +60,8 @@ def encode(
         dtype: of the pictures' values; None leaves them as the processor made them, float32.
         image_token_id: the token that stands for a piece of a picture, the model's `config.image_token_id`; None asks
             the processor.
+        tiles: what the image processor has already made of a picture, `[3, S, S]`, or None where it must be asked;
+            only for processors that make one tile of a picture (`SharedTower.tile`).
 
     Raises:
         RequestError: one request can't be encoded (special tokens in its text, a template that knows no system prompt,
@@ -63,7 +72,7 @@ def encode(
     if not requests:
         raise ValueError("requests: expected at least one; got none")
     renderings = _each(requests, lambda _, request: _rendered(processor, request))
-    inputs = _processed(processor, renderings, requests)
+    inputs = _processed(processor, renderings, requests, tiles)
     padding = _left_padding(inputs["attention_mask"])
     ids = [row[pad:].tolist() for row, pad in zip(inputs["input_ids"], padding, strict=True)]
     images = ImageTokens(processor, inputs, requests, image_token_id)
@@ -121,9 +130,11 @@ def _rendered(processor: Any, request: Request) -> Rendering:
     return render(processor, request)
 
 
-def _processed(processor: Any, renderings: Sequence[Rendering], requests: Sequence[Request]) -> Any:
+def _processed(
+    processor: Any, renderings: Sequence[Rendering], requests: Sequence[Request], tiles: Tiles | None
+) -> Any:
     try:
-        return _call(processor, renderings, requests)
+        return _call(processor, renderings, requests, tiles)
     except Exception:
         # Processors raise whatever they like and don't say which request was at fault.
         _each(requests, lambda index, request: _call_alone(processor, renderings[index], request))
@@ -132,24 +143,33 @@ def _processed(processor: Any, renderings: Sequence[Rendering], requests: Sequen
 
 def _call_alone(processor: Any, rendering: Rendering, request: Request) -> None:
     try:
-        _call(processor, [rendering], [request])
+        _call(processor, [rendering], [request], None)
     except Exception as error:
         raise ValueError(f"{type(processor).__name__} refuses it: {type(error).__name__}: {error}") from error
 
 
-def _call(processor: Any, renderings: Sequence[Rendering], requests: Sequence[Request]) -> Any:
+def _call(processor: Any, renderings: Sequence[Rendering], requests: Sequence[Request], tiles: Tiles | None) -> Any:
     # One list a request even where it is empty: how processors tell which pictures belong to which text.
-    pictures = [list(request.images) for request in requests]
+    pictures: list[list[Any]] = [list(request.images) for request in requests]
     begin = processor.tokenizer.bos_token
     settings: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
     if begin is not None and renderings[0].text.startswith(begin):
         # A template that writes the first token itself must not get a second one.
         settings["add_special_tokens"] = False
+    if tiles is not None:
+        pictures = [[_tile(processor, image, tiles) for image in images] for images in pictures]
+        settings |= dict.fromkeys(_STEPS, False)
     texts = [rendering.text for rendering in renderings]
     inputs = processor(text=texts, images=pictures if any(pictures) else None, **settings)
     for name in _UNUSED:
         inputs.pop(name, None)
     return inputs
+
+
+def _tile(processor: Any, image: Image.Image, tiles: Tiles) -> Tensor:
+    tile = tiles(image)
+    made: Tensor = processor.image_processor([image], return_tensors="pt")["pixel_values"][0] if tile is None else tile
+    return made
 
 
 def _left_padding(mask: Tensor) -> list[int]:

@@ -7,6 +7,7 @@ center crop is screened as the crop it is, for the rest never reaches the model.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class SharedTower:
         self.encoder = encoder if isinstance(encoder, TowerEncoder) and shared else _tower_encoder(model, encoder)
         self._images = processor.image_processor
         self._preprocessing = encoder.preprocessing
+        self._tiles: dict[str, torch.Tensor] = {}
         self._memo = TowerMemo(self.encoder.module, getattr(model.config, "vision_feature_layer", None))
 
     def why_not(self, detector: Detector) -> str | None:
@@ -68,7 +70,7 @@ class SharedTower:
         Boxes and regions are in pixels of the pictures. Where the tower can't serve the detector, or a picture is none,
         the detector's own encoder judges.
         """
-        self._memo.clear()
+        self.forget()
         if self.why_not(detector) is not None:
             return detector.screen(images)
         sets: list[PatchSet | None] = []
@@ -87,9 +89,17 @@ class SharedTower:
         """
         return self._memo.reuse()
 
+    def tile(self, image: Image.Image) -> torch.Tensor | None:
+        """What the image processor made of an equal picture in the last `screen`, `[3, S, S]`; None if there was none.
+
+        Large photographs take longer to shrink than to compare.
+        """
+        return self._tiles.get(_digest(image))
+
     def forget(self) -> None:
         """Free the memory of the last `screen`."""
         self._memo.clear()
+        self._tiles.clear()
 
     @torch.no_grad()
     def _embed(self, images: Sequence[Image.Image | Exception], detector: Detector) -> list[PatchSet | None]:
@@ -107,6 +117,7 @@ class SharedTower:
         pixels = self._images(images, return_tensors="pt")["pixel_values"]
         with self._memo.recording():
             embedding = self.encoder.embed_images(pixels)
+        self._tiles |= {_digest(image): tile for image, tile in zip(images, pixels, strict=True)}
         device = detector.bank.prototypes.device
         return [
             PatchSet(patches.to(device), vector[None].to(device), self._boxes(image.size), image.size)
@@ -130,6 +141,14 @@ def share(model: Any, processor: Any, detector: Detector) -> tuple[SharedTower |
         return None, str(error)
     reason = tower.why_not(detector)
     return (tower, tower.encoder.name) if reason is None else (None, reason)
+
+
+def _digest(image: Image.Image) -> str:
+    image.load()
+    # Of all that the pixels depend on. Nobody may find two pictures of one digest, so no cheaper hash will do.
+    palette = None if image.palette is None else (image.palette.mode, bytes(image.palette.palette))
+    parts = repr((image.mode, image.size, palette, image.info.get("transparency")))
+    return hashlib.sha256(parts.encode() + image.tobytes()).hexdigest()
 
 
 def _has_pixels(image: object) -> bool:
