@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from guardcore.calibration.mass import LayerMass
 from guardcore.defenses.protocol import Answer, Generation, Host, Request, RequestError, Stage, Trace
 from guardcore.detector.verdict import Verdict
+from guardcore.images.pixels import to_rgb
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,15 +53,25 @@ class Case:
 
 
 def open_cases(requests: Sequence[Request]) -> list[Case]:
-    """Force the pixels of every picture; what can't be decoded becomes its exception, in its place.
+    """Make every picture 8-bit RGB; what can't be decoded becomes its exception, in its place.
+
+    Model libraries differ in what they make of transparency, palettes and 16 bits. Here it is decided once, as
+    `guardcore.images` decides it for files, so that what is judged is what the model is shown.
 
     Raises:
         TypeError: `requests` holds something else than requests.
     """
+    cases = []
     for index, request in enumerate(requests):
         if not isinstance(request, Request):
             raise TypeError(f"requests: expected Request objects; got {type(request).__name__} at {index}")
-    return [Case(replace(request, images=tuple(map(_opened, request.images)))) for request in requests]
+        opened = [_opened(image) for image in request.images]
+        case = Case(replace(request, images=tuple(image for image, _ in opened)))
+        notes = [f"image {number}: {note}" for number, (_, own) in enumerate(opened) for note in own]
+        if notes:
+            case.note("open", True, "; ".join(notes))
+        cases.append(case)
+    return cases
 
 
 def ongoing(cases: Sequence[Case], stage: str) -> Iterator[Case]:
@@ -120,18 +131,19 @@ def sequences(generation: Mapping[str, Any]) -> int:
     return int(generation.get("num_return_sequences") or configured or 1)
 
 
-def _opened(item: object) -> Image.Image | Exception:
+def _opened(item: object) -> tuple[Image.Image | Exception, tuple[str, ...]]:
+    """A picture as RGB, or the reason why it is none, and notes of what was changed; RGB stays the same object."""
     from PIL import Image
 
     if isinstance(item, Exception):
-        return item
+        return item, ()
     if not isinstance(item, Image.Image):
-        return TypeError(f"expected a PIL image; got {type(item).__name__}")
+        return TypeError(f"expected a PIL image; got {type(item).__name__}"), ()
     try:
         item.load()
+        return (item, ()) if item.mode == "RGB" and not item.has_transparency_data else to_rgb(item)
     except Exception as error:  # noqa: BLE001 - decoders raise whatever they like; the picture is the culprit
-        return error
-    return item
+        return error, ()
 
 
 def _told(generations: Sequence[Generation]) -> str:

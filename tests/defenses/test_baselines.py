@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
+from PIL import Image
 
 from guardcore.defenses.none import Undefended
 from guardcore.defenses.prefix import SAFETY_PREFIX, PlainPrefix
@@ -31,6 +34,21 @@ def test_undefended_changes_nothing(host):
     assert asked.calibration is None
     assert [stage.name for stage in answer.trace.stages] == ["generate"]
     assert answer.trace.stage("generate").reason == "5 new tokens (encode 0.100 s, generate 0.400 s)"
+
+
+def test_every_picture_is_shown_as_rgb_and_changes_are_told(host):
+    glass = Image.new("RGBA", (2, 1), (200, 100, 0, 0))
+    glass.putpixel((1, 0), (200, 100, 0, 255))
+    gray, deep, odd = Image.new("L", (1, 1), 7), Image.new("I;16", (1, 1), 40000), Image.new("F", (1, 1), math.nan)
+    (answer,) = Undefended().answer(host, [Request("a", (glass, gray, deep))])
+    shown = host.asked[0][0].images
+    assert [image.mode for image in shown] == ["RGB"] * 3
+    assert [shown[0].getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 0)]  # on white, as files are
+    assert shown[1].getpixel((0, 0)) == (7, 7, 7)
+    assert answer.trace.stage("open").reason.startswith("image 0: alpha composited on white")
+    assert "image 2: 16-bit scaled to 8" in answer.trace.stage("open").reason
+    assert Undefended().answer(host, [Request("a", (odd,))])[0].refused
+    assert Undefended().answer(host, [Request("a", ("x.png",))])[0].reason.endswith("expected a PIL image; got str")
 
 
 def test_a_prefix_is_all_that_is_added(host):
