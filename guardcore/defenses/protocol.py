@@ -95,7 +95,11 @@ class Generation:
 
 @runtime_checkable
 class Host(Protocol):
-    """Something that runs one vision-language model."""
+    """Something that runs one vision-language model.
+
+    A host may also have `screened_by(detector) -> str`: who looks at pictures for a detector, its own vision tower or the
+    detector's encoder, and why; traces tell it.
+    """
 
     @property
     def name(self) -> str:

@@ -27,6 +27,8 @@ def screen(host: Host, detector: Detector | None, cases: Sequence[Case], on_erro
     images = [image for case in cases for image in case.request.images]
     verdicts = iter(_screened(host, detector, images)) if detector is not None and images else None
     seconds = time.perf_counter() - started
+    looked = getattr(host, "screened_by", None)
+    who = f"by {looked(detector)}" if looked is not None and verdicts is not None else ""
     for case in cases:
         count = len(case.request.images)
         if verdicts is not None:
@@ -34,7 +36,8 @@ def screen(host: Host, detector: Detector | None, cases: Sequence[Case], on_erro
         faults = _faults(case)
         if faults and on_error == "block":
             case.reason = faults[0]
-        case.note("screen", bool(case.verdicts), _told(case, faults, detector is None), seconds if count else 0.0)
+        told = "; ".join(filter(None, (_told(case, faults, detector is None), who if count else "")))
+        case.note("screen", bool(case.verdicts), told, seconds if count else 0.0)
 
 
 def _screened(host: Host, detector: Detector, images: Sequence[Image.Image | Exception]) -> list[Verdict]:

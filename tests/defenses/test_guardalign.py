@@ -86,6 +86,13 @@ def test_everything_is_asked_of_the_host_once_for_the_whole_batch(host, guard, p
     assert all([stage.name for stage in answer.trace.stages] == STAGES for answer in answers)
 
 
+def test_the_trace_tells_who_looked_if_the_host_does(host, guard, picture):
+    host.screened_by = lambda detector: f"the model's own tower instead of {detector.encoder.name}"
+    answers = guard.answer(host, [Request("a", (picture("benign_1"),)), Request("b")])
+    assert stages(answers[0])["screen"][1].endswith("; by the model's own tower instead of builtin")
+    assert stages(answers[1])["screen"][1] == "no pictures"
+
+
 def test_prefix_and_calibration_are_in_the_request(host, guard):
     (answer,) = guard.answer(host, [Request("Hello")])
     assert host.asked[0][0].prefix == SAFETY_PREFIX
