@@ -97,8 +97,8 @@ class Generation:
 class Host(Protocol):
     """Something that runs one vision-language model.
 
-    A host may also have `screened_by(detector) -> str`: who looks at pictures for a detector, its own vision tower or the
-    detector's encoder, and why; traces tell it.
+    A host may also have `screened_by(detector) -> str`: who looks at pictures for a detector, its own vision tower or
+    the detector's encoder, and why; traces tell it.
     """
 
     @property
