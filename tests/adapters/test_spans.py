@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from guardcore.adapters.transformers.control_tokens import ControlTokens
 from guardcore.adapters.transformers.image_tokens import runs
 from guardcore.adapters.transformers.prompt import encode
 from guardcore.adapters.transformers.rendering import render
@@ -110,7 +111,7 @@ def test_tokens_that_are_not_the_texts_are_refused(
 ) -> None:
     processor = tiny("llava").processor
     request = Request(PROMPT, (picture(),), prefix=PREFIX)
-    encoded, rendering = encode(processor, [request]), render(processor, request)
+    encoded, rendering = encode(processor, [request]), render(processor, request, ControlTokens.of(processor))
     ids = encoded.inputs["input_ids"][0].tolist()
     expected = encoded.spans[0]
     assert token_spans(processor, rendering, ids, expected.image, ()) == expected
@@ -126,7 +127,7 @@ def test_tokens_that_are_not_the_texts_are_refused(
 
 def test_a_token_that_prefix_and_prompt_share_is_the_prefixs(tiny: Callable[[str], Any]) -> None:
     processor = tiny("llava").processor
-    rendering = render(processor, Request("assistant", prefix="AI"))
+    rendering = render(processor, Request("assistant", prefix="AI"), ControlTokens.of(processor))
     start = rendering.text.index("assistant")
     # As if a tokenizer without any notion of words had joined the two: the ranges meet within "assistant".
     rendering = replace(rendering, prefix=(rendering.prefix[0], start + 2), instruction=(start + 2, start + 9))

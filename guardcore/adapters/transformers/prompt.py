@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from guardcore.adapters.transformers.control_tokens import ControlTokens
 from guardcore.adapters.transformers.image_tokens import ImageTokens
 from guardcore.adapters.transformers.rendering import Rendering, render
 from guardcore.adapters.transformers.spans import token_spans
@@ -71,7 +72,8 @@ def encode(
     check_processor(processor)
     if not requests:
         raise ValueError("requests: expected at least one; got none")
-    renderings = _each(requests, lambda _, request: _rendered(processor, request))
+    control = ControlTokens.of(processor)
+    renderings = _each(requests, lambda _, request: _rendered(processor, request, control))
     inputs = _processed(processor, renderings, requests, tiles)
     padding = _left_padding(inputs["attention_mask"])
     ids = [row[pad:].tolist() for row, pad in zip(inputs["input_ids"], padding, strict=True)]
@@ -121,13 +123,13 @@ def _each(requests: Sequence[Request], function: Callable[[int, Request], T]) ->
     return [named(index) for index in range(len(requests))]
 
 
-def _rendered(processor: Any, request: Request) -> Rendering:
+def _rendered(processor: Any, request: Request, control: ControlTokens) -> Rendering:
     from PIL import Image
 
     for place, image in enumerate(request.images):
         if not isinstance(image, Image.Image):
             raise ValueError(f"images[{place}]: expected a PIL image; got {type(image).__name__} {image!s:.80}")
-    return render(processor, request)
+    return render(processor, request, control)
 
 
 def _processed(

@@ -1,20 +1,16 @@
-"""One request as the text that a processor takes: the chat template filled in, and where the request's parts lie in it.
-
-The user's text must not write control tokens: a prompt that says "<image>" would make a picture out of words, one that
-says "<|im_end|>" would end the user's turn. Both are refused by name.
-"""
+"""One request as the text that a processor takes: the chat template filled in, and where the parts lie in it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from guardcore.adapters.transformers.control_tokens import ControlTokens
 from guardcore.calibration.spans import Range
 from guardcore.defenses.protocol import Request
 
 # Stands for the user's text while a template is measured: private-use characters, which no template trims or changes.
 _MARK = "\ue0a0\ue0a1\ue0a2"
-_PLACEHOLDERS = ("image_token", "video_token", "audio_token", "boi_token", "eoi_token", "fake_image_token")
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,7 @@ class Rendering:
     answer: int
 
 
-def render(processor: Any, request: Request) -> Rendering:
+def render(processor: Any, request: Request, control: ControlTokens) -> Rendering:
     """Fill in the processor's chat template; without one, the text is placeholders and the user's text.
 
     The prefix stands right before the prompt, one space between them unless it ends in white space itself. The answer's
@@ -46,14 +42,15 @@ def render(processor: Any, request: Request) -> Rendering:
         ValueError: a text holds a special token, or the template fails, drops the system prompt or a picture, or
             changes the user's text.
     """
-    for name in ("prefix", "prompt", "answer_start", "system"):
-        refuse_special_tokens(processor, name, getattr(request, name) or "")
     user = request.prefix + _separator(request) + request.prompt
-    refuse_special_tokens(processor, "prefix and prompt", user)
+    # The prompt with what stands before it: a token may lie across the seam.
+    texts = {"prefix": request.prefix, "prompt": user, "answer_start": request.answer_start, "system": request.system}
+    for name, content in texts.items():
+        control.refuse(name, content or "")
     before, found, after, header = _parts(processor, request, user)
     start, end = len(before), len(before) + len(found)
-    # A template may trim the text, so that it would have started earlier.
-    first = start - (len(user) - len(user.lstrip()) if found != user else 0)
+    # Where the text would start if the template had not trimmed it.
+    first = start - user.index(found)
     prefix, instruction = _span(first, request.prefix), _span(first + len(user) - len(request.prompt), request.prompt)
     text = before + found + after + request.answer_start
     _check_pictures(processor, text, len(request.images))
@@ -64,30 +61,6 @@ def _span(start: int, text: str) -> Range:
     """Where a text that starts there is, without the white space around it: a token may hold that and a neighbor."""
     first = start + len(text) - len(text.lstrip())
     return first, first + len(text.strip())
-
-
-def refuse_special_tokens(processor: Any, name: str, text: str) -> None:
-    """Raise ValueError if a text holds a special token of the model, written out or made by its tokenizer."""
-    tokenizer = processor.tokenizer
-    written = [token for token in special_tokens(processor) if token in text]
-    ids = _special_ids(tokenizer) & set(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else set()
-    found = written or [tokenizer.convert_ids_to_tokens(token) for token in sorted(ids)]
-    if found:
-        raise ValueError(f"{name}: expected no special token of the model; got {found[0]!r}")
-
-
-def special_tokens(processor: Any) -> set[str]:
-    """The strings that a processor or its tokenizer reads as control tokens."""
-    tokenizer = processor.tokenizer
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    named = (getattr(holder, name, None) for holder in (processor, tokenizer) for name in _PLACEHOLDERS)
-    return {token for token in {*tokenizer.all_special_tokens, *added, *named} if isinstance(token, str) and token}
-
-
-def _special_ids(tokenizer: Any) -> set[int]:
-    ids = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    # What a vocabulary has no token for is no attack.
-    return (ids | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
 
 def _separator(request: Request) -> str:
@@ -101,7 +74,7 @@ def _parts(processor: Any, request: Request, user: str) -> tuple[str, str, str, 
     before, after = _around(processor, request, header=True)
     _, closing = _around(processor, request, header=False)
     rendered = _fill(processor, request, user, header=True)
-    for found in (user, user.strip()):
+    for found in (user, user.strip(), user.lstrip(), user.rstrip()):
         if rendered == before + found + after:
             # A template without a header ends with the user's turn: the tokens that end it lead to the answer.
             ends = after.startswith(closing) and len(closing) < len(after)
