@@ -8,23 +8,28 @@ Nothing is timed before every stage was seen to do what it says, and the host al
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import repeat
 from statistics import median
 from typing import Any
 
 import torch
+from PIL import Image
 
 from bench import results_file, threads
 from bench.measure import Timing, interleave
 from bench.paired import Ratio, paired_ratio
-from bench.pipeline_setup import build_model, choose, defended, defenses, drawn_pictures, plain
+from bench.pipeline_model import PipelineModel
+from bench.pipeline_setup import build_model, choose, copies, defended, defenses, drawn_pictures, plain
 from guardcore.adapters.transformers.attach import attach
-from guardcore.defenses.protocol import Answer
+from guardcore.defenses.protocol import Answer, Host
+from guardcore.detector.detector import Detector
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PLAIN = "plain generate"
+PLAIN, HOST = "plain generate", "host only"
 PARTS = ("screen", "redact", "encode", "generate")
+Stages = dict[str, Callable[[], Any]]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,6 +37,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--pictures", default="benign,flagged", help="comma-separated: benign, flagged")
     parser.add_argument("--stages", default="", help="comma-separated names; all by default")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument(
+        "--scoring", default="normalized", help="the detector's rule; by default GuardAlign's transport"
+    )
     parser.add_argument("--tokens", type=int, default=64, help="new tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
@@ -42,25 +50,38 @@ def run(args: Namespace) -> None:
     """Build the model, check and time the stages on each picture asked for; print tables and append the rows."""
     threads.limit(args.threads)
     model = build_model().to(DTYPES[args.dtype])
-    pictures = choose(model.encoder(), drawn_pictures())
+    pictures = choose(model.encoder(), drawn_pictures(), args.scoring)
     generation = {"max_new_tokens": args.tokens, "min_new_tokens": args.tokens, "do_sample": False}
     with attach(defenses(pictures.detector)["all"], model.model, model.processor) as guarded:
         for kind in args.pictures.split(","):
+            prepared = partial(stages, model, guarded.host, pictures.detector, generation, args.stages)
             picture = getattr(pictures, kind)
-            runs: dict[str, Callable[[], Any]] = {PLAIN: partial(plain, model, picture, generation)}
-            for name, defense in defenses(pictures.detector).items():
-                if not args.stages or name in args.stages.split(",") or name == "host only":
-                    runs[name] = partial(defended, defense, guarded.host, picture, generation)
-            rows = time_stages(runs, kind, args)
+            check({name: run() for name, run in prepared(repeat(picture)).items()}, kind, args.tokens)
+            rows = time_stages(prepared(copies(picture)), kind, args)
             show(rows)
             if not args.dry:
                 results_file.append("pipeline", rows)
 
 
-def time_stages(runs: Mapping[str, Callable[[], Any]], kind: str, args: Namespace) -> list[dict[str, Any]]:
-    """Check, then time; a row a stage."""
-    check({name: run() for name, run in runs.items()}, kind, args.tokens)
-    answers: dict[str, list[Answer]] = {name: [] for name in runs}
+def stages(
+    model: PipelineModel,
+    host: Host,
+    detector: Detector,
+    generation: dict[str, Any],
+    chosen: str,
+    pictures: Iterator[Image.Image],
+) -> Stages:
+    """Plain generate and the stages asked for, each on the next of the pictures when it is called."""
+    runs: Stages = {PLAIN: partial(plain, model, pictures, generation)}
+    for name, defense in defenses(detector).items():
+        if not chosen or name in (HOST, *chosen.split(",")):
+            runs[name] = partial(defended, defense, host, pictures, generation)
+    return runs
+
+
+def time_stages(runs: Stages, kind: str, args: Namespace) -> list[dict[str, Any]]:
+    """A row a stage."""
+    answers: dict[str, list[Any]] = {name: [] for name in runs}
 
     def kept(name: str) -> Callable[[], object]:
         return lambda: answers[name].append(runs[name]())
@@ -68,6 +89,7 @@ def time_stages(runs: Mapping[str, Callable[[], Any]], kind: str, args: Namespac
     timings = interleave({name: kept(name) for name in runs}, args.rounds, shuffled=True)
     clock = "cpu" if args.threads == 1 else "wall"
     common = {"picture": kind, "dtype": args.dtype, "new_tokens": args.tokens, "rounds": args.rounds, "clock": clock}
+    common["scoring"] = args.scoring
     return [common | row(name, timings, clock) | parts(answers[name]) for name in runs]
 
 
@@ -78,7 +100,7 @@ def check(seen: Mapping[str, Any], kind: str, tokens: int) -> None:
         SystemExit: a stage generated another number of tokens, judged the picture the other way, left it uncovered,
             did not calibrate, or the host alone gave other tokens than plain generate.
     """
-    if list(seen["host only"].generation.token_ids) != seen[PLAIN]:
+    if list(seen[HOST].generation.token_ids) != seen[PLAIN]:
         raise SystemExit("not timed: the host's tokens without any stage are not those of plain generate")
     for name, answer in seen.items():
         if name == PLAIN:

@@ -6,8 +6,9 @@ put between the scores of two pictures: the one above it is the benign one, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,19 @@ def drawn_pictures() -> list[Image.Image]:
     return [picture for picture in pictures if picture.width == picture.height]
 
 
-def choose(encoder: Any, pictures: Sequence[Image.Image]) -> Pictures:
+def choose(encoder: Any, pictures: Sequence[Image.Image], scoring: str = "normalized") -> Pictures:
     """Find the category and the two pictures whose scores are farthest apart."""
     policy = Policy.builtin("demo")
     names = [category.name for category in policy.categories]
-    blind = Detector(encoder, with_thresholds(policy, dict.fromkeys(names, NEVER)))
+    blind = Detector(encoder, with_thresholds(policy, dict.fromkeys(names, NEVER)), scoring=scoring)
     verdicts = blind.screen(list(pictures))
     statistics = torch.tensor([[verdict.statistics[name] for name in names] for verdict in verdicts])
     column = int((statistics.amax(0) - statistics.amin(0)).argmax())
     benign, flagged = int(statistics[:, column].argmax()), int(statistics[:, column].argmin())
     limit = float(statistics[:, column].amax() + statistics[:, column].amin()) / 2
     thresholds = dict.fromkeys(names, NEVER) | {names[column]: limit}
-    return Pictures(pictures[benign], pictures[flagged], Detector(encoder, with_thresholds(policy, thresholds)))
+    detector = Detector(encoder, with_thresholds(policy, thresholds), scoring=scoring)
+    return Pictures(pictures[benign], pictures[flagged], detector)
 
 
 def with_thresholds(policy: Policy, thresholds: dict[str, float]) -> Policy:
@@ -85,16 +87,24 @@ def defenses(detector: Detector) -> dict[str, Defense]:
     }
 
 
-def plain(model: PipelineModel, picture: Image.Image, generation: dict[str, Any]) -> list[int]:
+def copies(picture: Image.Image) -> Iterator[Image.Image]:
+    """The picture again and again, each time another pixel changed: what was remembered of one helps no other."""
+    for number in count():
+        own = picture.copy()
+        own.putpixel((number % own.width, number // own.width % own.height), (number % 251, 0, 0))
+        yield own
+
+
+def plain(model: PipelineModel, pictures: Iterator[Image.Image], generation: dict[str, Any]) -> list[int]:
     """Generate by transformers alone: the baseline."""
     parts = [{"type": "image"}, {"type": "text", "text": PROMPT}]
     text = model.processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-    inputs = model.processor(text=text, images=[picture], return_tensors="pt").to(model.plain.dtype)
+    inputs = model.processor(text=text, images=[next(pictures)], return_tensors="pt").to(model.plain.dtype)
     tokens = model.plain.generate(**inputs, **generation)[0, inputs["input_ids"].shape[1] :]
     model.processor.decode(tokens, skip_special_tokens=True)
     return list(tokens.tolist())
 
 
-def defended(defense: Defense, host: Host, picture: Image.Image, generation: dict[str, Any]) -> Answer:
+def defended(defense: Defense, host: Host, pictures: Iterator[Image.Image], generation: dict[str, Any]) -> Answer:
     """Generate by a defense."""
-    return defense.answer(host, [Request(PROMPT, (picture,))], **generation)[0]
+    return defense.answer(host, [Request(PROMPT, (next(pictures),))], **generation)[0]

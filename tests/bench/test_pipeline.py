@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import torch
 
 from bench import pipeline, pipeline_model
 from bench.measure import Timing
-from bench.pipeline_setup import build_model, choose, defenses, drawn_pictures
+from bench.pipeline_setup import build_model, choose, copies, defenses, drawn_pictures
 from guardcore.calibration.mass import LayerMass
 from guardcore.defenses.protocol import Answer, Generation, Stage, Trace
 
@@ -69,6 +70,13 @@ def test_one_picture_is_cleared_and_the_other_is_flagged(pictures):
     assert not benign.flagged
     assert flagged.flagged
     assert flagged.regions
+
+
+def test_no_two_calls_see_one_picture(pictures):
+    """What is remembered of a picture's features would make later calls cheaper; what is found stays the same."""
+    drawn = list(itertools.islice(copies(pictures.flagged), 600))
+    assert len({picture.tobytes() for picture in drawn}) == 600
+    assert pictures.detector.screen(drawn[7]).flagged
 
 
 def answer(stages: str, *, flagged: bool | None = None, masses: tuple[LayerMass, ...] = (), tokens: int = 4) -> Answer:
