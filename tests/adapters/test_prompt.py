@@ -142,6 +142,18 @@ def test_special_tokens_in_any_text_are_refused_by_name(model: Any, requests: li
             assert token in str(caught.value)
 
 
+def test_half_a_character_is_refused_by_name(tiny: Callable[[str], Any], picture: Callable[..., Image.Image]) -> None:
+    with pytest.raises(RequestError, match=r"request 1: prompt: expected Unicode text; got '\\ud83d'"):
+        encode(tiny("llava").processor, [Request("a"), Request("b \ud83d", (picture(),))])
+
+
+def test_what_looks_like_a_template_is_text(tiny: Callable[[str], Any], picture: Callable[..., Image.Image]) -> None:
+    processor, prompt = tiny("qwen2_vl").processor, "{{ 7 * 6 }} {% if x %} {# note #} \ue0a0\ue0a1\ue0a2"
+    encoded = encode(processor, [Request(prompt, (picture(),))])
+    ((start, end),) = encoded.spans[0].instruction
+    assert processor.tokenizer.decode(encoded.inputs["input_ids"][0, start:end]) == prompt
+
+
 def test_a_special_token_that_two_texts_make_together_is_refused(tiny: Callable[[str], Any], picture: Any) -> None:
     # Only a prefix that ends in white space is joined as it is, so the seam itself must hold white space.
     processor = tiny("llava").processor

@@ -336,3 +336,15 @@ def test_pictures_with_equal_bytes_and_other_colors_are_told_apart(
     tower.screen(detector, [image])
     assert tower.tile(image) is not None
     assert tower.tile(other) is None
+
+
+def test_only_so_many_pictures_are_remembered(
+    model: Any, detector: Detector, tower: SharedTower, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [verdict.to_json() for verdict in tower.screen(detector, images)]
+    monkeypatch.setattr("guardcore.adapters.transformers.tower._MOST", 4)  # of batches of 3 and 2
+    assert [verdict.to_json() for verdict in tower.screen(detector, images)] == expected
+    assert [tower.tile(image) is not None for image in images] == [True, True, True, False, False]
+    with passes(model) as seen, tower.memo():
+        model.model.generate(**inputs_of(model, images), **SETTINGS)
+    assert seen == [2]

@@ -36,12 +36,22 @@ class ControlTokens:
         return cls(frozenset(map(str, strings)), frozenset(ids), tokenizer)
 
     def refuse(self, name: str, text: str) -> None:
-        """Raise ValueError if a text holds a control token: written out, or made of it by the tokenizer."""
+        """Raise ValueError if a text holds a control token, written out or made by the tokenizer, or is no Unicode."""
         if not text:
             return
+        _check_unicode(name, text)
         written = sorted(token for token in self.strings if token in text)
         # Normalization makes tokens out of look-alikes.
         made = self.ids.intersection(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         if written or made:
             found = written[0] if written else self.tokenizer.convert_ids_to_tokens(min(made))
             raise ValueError(f"{name}: expected no special token of the model; got {found!r}")
+
+
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: expected Unicode text; got {text[error.start]!r}, which is half a character"
+        ) from error

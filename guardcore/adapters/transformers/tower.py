@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from guardcore.detector.detector import Detector
     from guardcore.detector.verdict import Verdict
 
+# Pictures that are remembered, at some 6 MB each for a large CLIP: more than a batch of generation ever has.
+_MOST = 256
 # What a picture can be at fault for; the detector's own encoder then judges it, or says what is wrong.
 _FAULTS = (ValueError, TypeError, OSError, ArithmeticError)
 
@@ -65,7 +67,7 @@ class SharedTower:
         return None
 
     def screen(self, detector: Detector, images: Sequence[Image.Image | Exception]) -> list[Verdict]:
-        """Judge pictures by one pass of the model's tower, and remember what it said for `memo`.
+        """Judge pictures by one pass of the model's tower, and remember what it said for `memo`, up to 256 of them.
 
         Boxes and regions are in pixels of the pictures. Where the tower can't serve the detector, or a picture is none,
         the detector's own encoder judges.
@@ -115,9 +117,11 @@ class SharedTower:
 
     def _patches(self, images: Sequence[Any], detector: Detector) -> list[PatchSet]:
         pixels = self._images(images, return_tensors="pt")["pixel_values"]
-        with self._memo.recording():
+        remembered = len(self._tiles) + len(images) <= _MOST
+        with self._memo.recording() if remembered else nullcontext():
             embedding = self.encoder.embed_images(pixels)
-        self._tiles |= {_digest(image): tile for image, tile in zip(images, pixels, strict=True)}
+        if remembered:
+            self._tiles |= {_digest(image): tile for image, tile in zip(images, pixels, strict=True)}
         device = detector.bank.prototypes.device
         return [
             PatchSet(patches.to(device), vector[None].to(device), self._boxes(image.size), image.size)
