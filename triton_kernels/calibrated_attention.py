@@ -12,7 +12,15 @@ import triton
 from torch import Tensor
 
 from .calibrated_attention_kernels import attention_kernel, merge_kernel
-from .calibrated_attention_tables import ROWS, rows_of, splits_for, tile_for, width_of
+from .calibrated_attention_tables import (
+    Tile,
+    device_class,
+    registers_option,
+    rows_of,
+    splits_for,
+    tile_for,
+    width_of,
+)
 from .cosine import fp32_precision
 
 LIMIT = 1 << 30  # a window beyond it is none
@@ -91,7 +99,7 @@ def run(
     tensors = (*inputs, key_class.contiguous(), rule.contiguous(), _bytes(row_mask), _bytes(key_mask))
     tensors += (None if key_group is None else key_group.contiguous(), layout.start)
     tensors += (layout.table, layout.offsets, layout.lengths)
-    packed = layout.rows * shared <= ROWS
+    packed = layout.rows * shared <= _tile(inputs[0], few=True).rows
     units = Hkv if packed else H
     splits = splits_for(layout.keys, layout.B * units) if packed and not options.return_mass else 1
     with torch.cuda.device_of(inputs[0]):
@@ -132,14 +140,19 @@ def _attend(
     sizes = (H, H // Hkv, G, layout.rows, layout.all_rows, layout.keys, table_width, items, D, layout.total)
     window = None if options.window is None else min(options.window, LIMIT)
     numbers = (options.scale, options.softcap, window)
-    tile = tile_for(D, query.dtype, query.device)
+    tile = _tile(query, few=pack > 1 or layout.rows <= 32 or options.return_mass or tensors[7] is not None)
     block = rows_of(tile, layout.rows * pack, G if options.return_mass else 1)
     shape = {"BM": block, "BN": tile.keys, "BD": width_of(D), "num_warps": tile.warps, "num_stages": tile.stages}
     shape |= {"CAUSAL": options.is_causal, "PAGE": layout.page, "PACK": pack, "SPLIT": splits > 0}
     shape |= {"PRECISION": fp32_precision(), "BG": triton.next_power_of_2(G) if options.return_mass else 1}
+    shape |= registers_option()
     grid = (splits or triton.cdiv(layout.rows * pack, block), H // pack, layout.B)
     targets = (output, lse, mass if options.return_mass else None)
     attention_kernel[grid](*tensors, *targets, *strides, *sizes, *numbers, **shape)
+
+
+def _tile(query: Tensor, *, few: bool) -> Tile:
+    return tile_for(width_of(query.shape[-1]), query.element_size(), device_class(query.device), few=few)
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:

@@ -1,16 +1,14 @@
-"""Launch tables of calibrated attention: the tile of every width and dtype, by device, and how far keys are split."""
+"""Launch tables of calibrated attention: the tile of every width, dtype and device, and how far keys are split."""
 
-import functools
 from typing import NamedTuple
 
 import torch
 import triton
 
-ROWS = 64  # at most so many rows of an item, heads of a key-value head together, are taken at once over split keys
 PROGRAMS = 296  # programs wanted at once: 2 on each of 148 processors (B200; H100 has 132)
 SPLIT_KEYS = 256  # a range of keys is not shorter: its result costs as much as 2 keys to write and to merge
 SPLITS = 64  # nor are there more of them
-MASSES = 4096  # of a block's rows and classes, at most
+MASSES = 2048  # of a block's rows and classes, at most
 
 
 class Tile(NamedTuple):
@@ -22,23 +20,49 @@ class Tile(NamedTuple):
     stages: int
 
 
-WIDTHS = (16, 32, 64, 128, 256, 512)  # of a head, padded
-# By padded width, for inputs of 2 and of 4 bytes. Compiled by tests/triton for five devices, timed on none so far.
-HALF = {width: Tile(64, 32, 4, 2) for width in WIDTHS}
-FULL = {width: Tile(32, 32, 4, 2) for width in WIDTHS}
+Table = dict[int, Tile]
+
+# By padded width of a head. Compiled by tests/triton for five devices, on none of which a register is spilled; timed on
+# none so far. A block of rows of a prefill, for inputs of 2 and of 4 bytes:
+BLOCKS = {
+    2: {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2), 512: Tile(32, 32, 8, 1)},
+    4: {64: Tile(64, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 8, 1), 512: Tile(16, 16, 8, 1)},
+}
+# A few rows with all heads of their key-value head, and blocks with key groups or masses, which take registers
+FEW = {
+    2: {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(32, 32, 8, 2), 512: Tile(32, 32, 8, 1)},
+    4: {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 8, 2), 256: Tile(32, 16, 8, 1), 512: Tile(16, 16, 8, 1)},
+}
+# Where a device takes larger blocks, or only smaller ones
+BLOCKS_OF: dict[tuple[str, int], Table] = {
+    ("sm_90", 2): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2)},
+    ("gfx942", 2): {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 4, 2)},
+}
+FEW_OF: dict[tuple[str, int], Table] = {}
+WIDTHS = tuple(BLOCKS[2])
+
+
+def device_class(device: torch.device) -> str:
+    """The row of the tables for a device: the nearest that has no more shared memory."""
+    if torch.version.hip:
+        return "gfx942"
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
+    families = {9: "sm_90", 10: "sm_100"}
+    return families.get(capability[0], "sm_80" if capability in ((8, 0), (8, 7)) else "sm_120")
 
 
 def width_of(D: int) -> int:
     """The narrowest padded width that holds D numbers."""
     for width in WIDTHS:
-        if D <= width:
+        if width >= D:
             return width
     raise ValueError(f"query: heads at most {WIDTHS[-1]} wide on CUDA, got {D}")
 
 
-def tile_for(D: int, dtype: torch.dtype, device: torch.device) -> Tile:
-    """The tile for heads of D numbers."""
-    return (FULL if dtype == torch.float32 else HALF)[width_of(D)]
+def tile_for(width: int, itemsize: int, device: str, *, few: bool) -> Tile:
+    """The tile of a padded width and inputs of `itemsize` bytes."""
+    table, exceptions = (FEW, FEW_OF) if few else (BLOCKS, BLOCKS_OF)
+    return exceptions.get((device, itemsize), {}).get(width, table[itemsize][width])
 
 
 def rows_of(tile: Tile, rows: int, classes: int) -> int:
@@ -48,5 +72,10 @@ def rows_of(tile: Tile, rows: int, classes: int) -> int:
 
 
 def splits_for(K: int, units: int) -> int:
-    """Ranges of K keys to make of every unit's: enough to fill the device, none too short."""
+    """Ranges to make of the K keys of every unit: enough to fill the device, none too short."""
     return max(1, min(triton.cdiv(PROGRAMS, max(units, 1)), K // SPLIT_KEYS, SPLITS))
+
+
+def registers_option() -> dict[str, int]:
+    """All of a thread's registers: left alone, ptxas spills a few of these kernels to fit more of them at once."""
+    return {} if torch.version.hip else {"maxnreg": 255}

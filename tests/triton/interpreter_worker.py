@@ -11,16 +11,23 @@ import warnings
 from typing import Any
 
 import numpy as np
+import tensor_cores  # a neighbor of this script
 import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+
+matrix_units = False
 
 
 def launch(launcher: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     """Call a launcher; `constants` are set in its module for the time of the call (small tables for small grids).
 
     One that writes into its arguments gives them back: the floats and integers between its options and its workspace.
+    `matrix_units` among the constants: float32 is multiplied as NVIDIA's matrix units do, not exactly.
     """
+    global matrix_units
+    matrix_units = constants.pop("matrix_units", False)
     module = importlib.import_module(
         f"guardcore.triton_kernels.{launcher.removesuffix('_out').removesuffix('_packed')}"
     )
@@ -54,6 +61,9 @@ def mend_bfloat16() -> None:
         return TensorHandle((block.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
     def create_dot(builder: InterpreterBuilder, left: Any, right: Any, *rest: Any) -> TensorHandle:
+        if matrix_units and left.data.dtype == np.float32:
+            total = rest[0].data + tensor_cores.multiply(left.data, right.data)
+            return TensorHandle(total, tl.float32)
         return multiply(builder, widen(left), widen(right), *rest)
 
     InterpreterBuilder.create_dot = create_dot
