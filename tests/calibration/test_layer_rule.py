@@ -52,6 +52,11 @@ def test_only_chosen_heads_have_rules():
     assert rules[5].rule[0, :, 1, 0].tolist() == [0.5, 0, 0.5, 0]
 
 
+def test_only_chosen_heads_have_targets():
+    calibration = AttentionCalibration({"prefix": "target_mass:0.5"}, layers=(5,), heads={5: (0, 2)})
+    assert layer_rules([calibration], **MODEL)[5].target.tolist() == [[0.5, 0, 0.5, 0]]
+
+
 @pytest.mark.parametrize("calibrations", [[], [None, None], [AttentionCalibration({"prefix": "gated:0"})]])
 def test_rules_that_change_nothing_leave_no_layer(calibrations):
     assert layer_rules(calibrations, **MODEL) == {}

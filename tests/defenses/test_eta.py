@@ -168,6 +168,18 @@ def test_alpha_is_divided_by_the_sentences_number(fake_host):
         assert word in answer.text
 
 
+def test_nearness_does_not_count_for_the_first_sentence(fake_host):
+    pieces = {START: [" Far 90. x", " Near 0. x"], f"{START} Far 90.": [(" End.", 1)] * 2}
+    (answer,) = eta(TableScorer({"90.": 0.1})).answer(fake_host(reply(pieces)), [Request("q", (angle(0),))])
+    assert answer.text == f"{START} Far 90. End."
+
+
+def test_what_was_cut_off_after_a_sentence_has_not_ended_the_answer(fake_host):
+    pieces = {START: [(" One. Two.", 6)] * 2, f"{START} One.": [(" Other two.", 4)] * 2}
+    (answer,) = eta(TableScorer({})).answer(fake_host(reply(pieces)), [Request("q", (angle(0),))])
+    assert answer.text == f"{START} One. Other two."
+
+
 def test_nearness_does_not_count_once_a_candidate_has_ended(fake_host):
     pieces = {START: [" One 0. x"] * 2, f"{START} One 0.": [" Far 90. x", (" Near 0.", 3)]}
     pieces[f"{START} One 0. Far 90."] = [(" End.", 1)] * 2

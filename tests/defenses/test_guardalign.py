@@ -166,6 +166,13 @@ def test_unsafe_regions_go_along_where_a_rule_asks_for_them(host, detector, pict
     assert host.asked[1][0].unsafe == ()
 
 
+def test_unsafe_regions_stay_with_their_picture_when_another_is_left_out(host, detector, picture):
+    calibration = AttentionCalibration({"unsafe": "log_gain:0.1"})
+    guard = GuardAlign(detector, calibration=calibration, on_error="allow")
+    (answer,) = guard.answer(host, [Request("a", (BROKEN, picture("benign_1"), picture("weapons")))])
+    assert host.asked[0][0].unsafe == ((), answer.verdicts[2].regions)
+
+
 def test_a_picture_that_cannot_be_opened_is_refused_alone(host, guard, picture):
     requests = [Request("a", (picture("benign_1"),)), Request("b", (picture("benign_1"), BROKEN)), Request("c")]
     answers = guard.answer(host, requests)
