@@ -94,8 +94,7 @@ class Detector:
                 PrototypeBank.cached(policy, encoder, cache_dir) if cache_dir else PrototypeBank.build(policy, encoder)
             )
             self.scoring.check(self.bank)
-            self.calibration = self._find_calibration(calibration)
-            self.bank = self.bank.with_cost_spread(self._cost_spread())
+            self._calibrate(calibration)
 
     @property
     def parts(self) -> dict[str, str]:
@@ -110,16 +109,13 @@ class Detector:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over all that a verdict depends on but the picture."""
-        calibration = None if self.calibration is None else self.calibration.fingerprint
-        whole = [self.parts, self.policy.fingerprint, self.bank.cost_spread, calibration]
-        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+        return self._fingerprint
 
     def with_calibration(self, calibration: Calibration | str | Path) -> Detector:
         """The same detector with another calibration; nothing is embedded again. Raises like the constructor."""
         other = copy(self)
         with torch.inference_mode():
-            other.calibration = other._find_calibration(calibration)
-            other.bank = other.bank.with_cost_spread(other._cost_spread())
+            other._calibrate(calibration)
         return other
 
     @overload
@@ -231,6 +227,14 @@ class Detector:
                 yield judge_clearance(found, self.policy, self.calibration, fingerprint)
             else:
                 yield judge(found, self.policy, self.calibration, fingerprint)
+
+    def _calibrate(self, calibration: Calibration | str | Path | None) -> None:
+        """Take a calibration and what follows from it; the fingerprint is in every verdict, and takes milliseconds."""
+        self.calibration = self._find_calibration(calibration)
+        self.bank = self.bank.with_cost_spread(self._cost_spread())
+        found = None if self.calibration is None else self.calibration.fingerprint
+        whole = [self.parts, self.policy.fingerprint, self.bank.cost_spread, found]
+        self._fingerprint = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
     def _find_calibration(self, calibration: Calibration | str | Path | None) -> Calibration | None:
         if calibration is None:
