@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,17 +193,25 @@ def test_the_last_prompt_token_leads_to_the_answer(model: Any, requests: list[Re
 
 
 def test_a_picture_that_the_processor_refuses_names_its_request(
-    tiny: Callable[[str], Any], picture: Callable[..., Image.Image]
+    tiny: Callable[[str], Any], picture: Callable[..., Image.Image], tmp_path: Path
 ) -> None:
-    sound, thin = Request("a", (picture(),)), Request("b", (picture(1, 300),))
-    with pytest.raises(RequestError, match="Qwen2VLProcessor refuses it: ValueError: absolute aspect ratio") as caught:
-        encode(tiny("qwen2_vl").processor, [sound, thin, sound])
+    picture().save(tmp_path / "whole.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
+    sound, torn = Request("a", (picture(),)), Request("b", (Image.open(tmp_path / "torn.png"),))
+    with pytest.raises(RequestError, match="Qwen2VLProcessor refuses it: OSError: ") as caught:
+        encode(tiny("qwen2_vl").processor, [sound, torn, sound])
     assert caught.value.index == 1
 
 
 def test_what_is_no_picture_is_refused(tiny: Callable[[str], Any], picture: Callable[..., Image.Image]) -> None:
-    with pytest.raises(RequestError, match=r"request 1: images\[1\]: expected a PIL image; got OSError gone"):
-        encode(tiny("llava").processor, [Request("a"), Request("a", (picture(), OSError("gone")))])
+    for image, message in (
+        (OSError("gone"), "expected a PIL image; got OSError gone"),
+        (Image.new("RGB", (0, 5)), "expected pixels, and sides of at most 200 to 1; got 0 x 5"),
+        # Scaled to a shorter side of 336 it would take 6.8 GB.
+        (Image.new("L", (1, 20000)), "sides of at most 200 to 1; got 1 x 20000"),
+    ):
+        with pytest.raises(RequestError, match=rf"request 1: images\[1\]: .*{message}"):
+            encode(tiny("llava").processor, [Request("a"), Request("a", (picture(), image))])
 
 
 def test_slow_tokenizers_and_bare_tokenizers_are_refused(tiny: Callable[[str], Any]) -> None:

@@ -171,15 +171,28 @@ def test_nothing_stale_is_served(model: Any, detector: Detector, tower: SharedTo
     own.train()
     assert runs() == 1
     own.eval()
-    weight.add_(0.0)
-    assert runs() == 1
-    tower.screen(detector, images[:2])
-    assert runs() == 0
-    own.load_state_dict(own.state_dict())
-    assert runs() == 1
-    tower.screen(detector, images[:2])
     tower.forget()
     assert runs() == 1
+    for change in (lambda: weight.add_(0.0), lambda: own.load_state_dict(own.state_dict())):
+        tower = SharedTower(model.model, model.processor, detector.encoder)
+        tower.screen(detector, images[:2])
+        assert runs() == 0
+        change()
+        assert runs() == 1
+
+
+def test_a_tower_whose_weights_changed_is_no_longer_the_banks(
+    model: Any, detector: Detector, tower: SharedTower, images: list[Image.Image]
+) -> None:
+    assert tower.why_not(detector) is None
+    with torch.no_grad():
+        next(find_tower(model.model).parameters()).mul_(1.0)
+    assert "weights were changed or moved since they were compared" in str(tower.why_not(detector))
+    with passes(model) as seen:
+        found = tower.screen(detector, images)
+    assert not seen  # the detector's encoder has a tower of its own
+    assert [verdict.to_json() for verdict in found] == [verdict.to_json() for verdict in detector.screen(images)]
+    assert share(model.model, model.processor, detector)[0] is not None
 
 
 def test_forward_comes_back_exactly(model: Any, detector: Detector, tower: SharedTower, images: Any) -> None:
@@ -236,13 +249,15 @@ def test_what_is_no_picture_spoils_no_other(
     images[0].save(tmp_path / "whole.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:200])
     torn, empty = Image.open(tmp_path / "torn.png"), Image.new("RGB", (0, 5))
+    line = Image.new("L", (1, 5000))  # the detector tiles it, a processor would make gigabytes of it
     gray = images[3].convert("L")
-    found = tower.screen(detector, [images[0], OSError("gone"), torn, empty, None, gray, images[1]])
-    assert [verdict.error and verdict.error.kind for verdict in found] == [None, *["unreadable"] * 4, None, None]
+    found = tower.screen(detector, [images[0], OSError("gone"), torn, empty, None, gray, images[1], line])
+    assert [verdict.error and verdict.error.kind for verdict in found] == [None, *["unreadable"] * 4, None, None, None]
     assert "gone" in found[1].error.message
     expected = tower.screen(detector, [images[0], gray, images[1]])
-    for verdict, other in zip([found[0], *found[5:]], expected, strict=True):
+    for verdict, other in zip([found[0], *found[5:7]], expected, strict=True):
         assert verdict.statistics == pytest.approx(other.statistics, abs=1e-5)
+    assert found[7].to_json() == detector.screen(line).to_json()
     assert tower.screen(detector, []) == []
 
 

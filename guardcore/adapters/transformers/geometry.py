@@ -16,6 +16,10 @@ _ONE_TILE = ("CLIPImageProcessor", "SiglipImageProcessor", "Gemma3ImageProcessor
 _BACKENDS = ("Fast", "Pil")
 
 
+# A processor that makes the shorter side 336 pixels needs gigabytes for a line of a few thousand.
+_MOST_ASPECT = 200
+
+
 @dataclass(frozen=True)
 class View:
     """The part of a picture that becomes a tile; coordinates are pixels of the picture and need not be whole.
@@ -43,6 +47,18 @@ class View:
             for y in range(rows)
             for x in range(columns)
         ]
+
+
+def why_not_a_picture(image: object) -> str | None:
+    """None for a picture that a processor can be given, else what is wrong with it, as text."""
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        return f"expected a PIL image; got {type(image).__name__} {image!s:.80}"
+    short, long = sorted(image.size)
+    if short < 1 or long > _MOST_ASPECT * short:
+        return f"expected pixels, and sides of at most {_MOST_ASPECT} to 1; got {image.width} x {image.height}"
+    return None
 
 
 def why_not_one_tile(image_processor: Any) -> str | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guardcore.adapters.transformers.control_tokens import ControlTokens
+from guardcore.adapters.transformers.geometry import why_not_a_picture
 from guardcore.adapters.transformers.image_tokens import ImageTokens
 from guardcore.adapters.transformers.rendering import Rendering, render
 from guardcore.adapters.transformers.spans import token_spans
@@ -124,11 +125,10 @@ def _each(requests: Sequence[Request], function: Callable[[int, Request], T]) ->
 
 
 def _rendered(processor: Any, request: Request, control: ControlTokens) -> Rendering:
-    from PIL import Image
-
     for place, image in enumerate(request.images):
-        if not isinstance(image, Image.Image):
-            raise ValueError(f"images[{place}]: expected a PIL image; got {type(image).__name__} {image!s:.80}")
+        reason = why_not_a_picture(image)
+        if reason is not None:
+            raise ValueError(f"images[{place}]: {reason}")
     return render(processor, request, control)
 
 

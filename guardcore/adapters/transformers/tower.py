@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from guardcore.adapters.transformers.geometry import outward, view, why_not_one_tile
+from guardcore.adapters.transformers.geometry import outward, view, why_not_a_picture, why_not_one_tile
 from guardcore.adapters.transformers.tower_memo import TowerMemo
 from guardcore.encoders.preprocessing import Preprocessing
 from guardcore.encoders.vit import VisionTextEncoder
@@ -57,6 +57,7 @@ class SharedTower:
         self._preprocessing = encoder.preprocessing
         self._tiles: dict[str, torch.Tensor] = {}
         self._memo = TowerMemo(self.encoder.module, getattr(model.config, "vision_feature_layer", None))
+        self._compared = self._memo.state()
 
     def why_not(self, detector: Detector) -> str | None:
         """None where the tower can serve a detector, else the reason why not, as text."""
@@ -64,6 +65,8 @@ class SharedTower:
             return f"the detector's encoder is {detector.encoder.name}, not {self.encoder.name}"
         if detector.patches.kind != "tokens":
             return f"the detector's patches are {detector.patches}, and the tower has tokens"
+        if self._memo.state() != self._compared:
+            return "the tower's weights were changed or moved since they were compared with the encoder's"
         return None
 
     def screen(self, detector: Detector, images: Sequence[Image.Image | Exception]) -> list[Verdict]:
@@ -105,15 +108,15 @@ class SharedTower:
 
     @torch.no_grad()
     def _embed(self, images: Sequence[Image.Image | Exception], detector: Detector) -> list[PatchSet | None]:
-        """Patches of each picture; None where it is none, or the processor refuses it."""
-        sound = [image for image in images if _has_pixels(image)]
+        """Patches of each picture; None where it is none, too long, or the processor refuses it."""
+        sound = [image for image in images if why_not_a_picture(image) is None]
         try:
             embedded = iter(self._patches(sound, detector) if sound else [])
         except _FAULTS:
             if len(images) == 1:
                 return [None]
             return [item for image in images for item in self._embed([image], detector)]
-        return [next(embedded) if _has_pixels(image) else None for image in images]
+        return [next(embedded) if why_not_a_picture(image) is None else None for image in images]
 
     def _patches(self, images: Sequence[Any], detector: Detector) -> list[PatchSet]:
         pixels = self._images(images, return_tensors="pt")["pixel_values"]
@@ -153,10 +156,6 @@ def _digest(image: Image.Image) -> str:
     palette = None if image.palette is None else (image.palette.mode, bytes(image.palette.palette))
     parts = repr((image.mode, image.size, palette, image.info.get("transparency")))
     return hashlib.sha256(parts.encode() + image.tobytes()).hexdigest()
-
-
-def _has_pixels(image: object) -> bool:
-    return isinstance(image, Image.Image) and min(image.size) > 0
 
 
 def _tower_encoder(model: Any, encoder: VisionTextEncoder | TowerHead | TowerEncoder) -> TowerEncoder:

@@ -51,6 +51,12 @@ class TowerMemo:
         """Forget everything."""
         self._seen = None
 
+    def state(self) -> tuple[object, ...]:
+        """Something that changes when the tower's weights do, or the arithmetic it runs in."""
+        tensors = [*self._tower.parameters(), *self._tower.buffers()]
+        weights = tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors)
+        return weights, torch.is_autocast_enabled(tensors[0].device.type), self._tower.config._attn_implementation
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """While it lasts, remember what the tower says when it is asked for all hidden states, beside what it knows."""
@@ -96,13 +102,13 @@ class TowerMemo:
         count = len(states)
         hidden = {index: states[index].detach() for index in {layer % count for layer in self._layers}}
         pooled = None if output.pooler_output is None else output.pooler_output.detach()
-        new = _Seen(pixels, output.last_hidden_state.detach(), pooled, hidden, count, self._state())
+        new = _Seen(pixels.clone(), output.last_hidden_state.detach(), pooled, hidden, count, self.state())
         old = self._seen
         self._seen = new if old is None or old.state != new.state else _joined(old, new)
 
     def _answer(self, seen: _Seen, pixels: Tensor, run: Callable[[Tensor], Any], kwargs: dict[str, Any]) -> Any:
         wanted = self._wanted(kwargs.get("output_hidden_states", self._tower.config.output_hidden_states), seen.count)
-        places = _find(seen.pixels, pixels.to(seen.pixels)) if seen.state == self._state() else [None] * len(pixels)
+        places = _find(seen.pixels, pixels.to(seen.pixels)) if seen.state == self.state() else [None] * len(pixels)
         known = [place for place in places if place is not None]
         if not known or not wanted <= seen.hidden.keys():
             return run(pixels)
@@ -131,13 +137,9 @@ class TowerMemo:
     def _plain(self, kwargs: dict[str, Any]) -> bool:
         odd = any(value is not None and value is not False for name, value in kwargs.items() if name not in _KNOWN)
         tuples = kwargs.get("return_dict", True) is False
-        return not (odd or tuples or self._tower.training or torch.is_grad_enabled())
-
-    def _state(self) -> tuple[object, ...]:
-        """Changes when the tower's weights do, or the arithmetic it runs in."""
-        tensors = [*self._tower.parameters(), *self._tower.buffers()]
-        weights = tuple((tensor.data_ptr(), None if tensor.is_inference() else tensor._version) for tensor in tensors)
-        return weights, torch.is_autocast_enabled(tensors[0].device.type), self._tower.config._attn_implementation
+        # A compiled graph can't look pictures up.
+        other = self._tower.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return not (odd or tuples or other)
 
 
 def _output() -> Any:
