@@ -14,6 +14,7 @@ import torch
 from guardcore.adapters.transformers.attention import attention_function, mask_function
 from guardcore.adapters.transformers.session import Session
 from guardcore.adapters.transformers.support import UnsupportedError, find_text_model
+from guardcore.adapters.transformers.visibility import visibility_reader
 from guardcore.calibration.attention_calibration import AttentionCalibration
 from guardcore.calibration.spans import TokenSpans
 
@@ -53,7 +54,7 @@ class Attachment:
             )
         attention = self.text.eager_attention() if own == "eager" else ALL_ATTENTION_FUNCTIONS[own]
         self._model: Any = model
-        self._causal = causal_mask_function
+        self._read = visibility_reader(causal_mask_function)
         # A new thread starts without the value, so that what it asks of the model is never calibrated.
         self._running: ContextVar[Session | None] = ContextVar(_NAME, default=None)
         self._lock = threading.Lock()
@@ -84,7 +85,7 @@ class Attachment:
     ) -> Session:
         """Lay out a batch, see `Session`; raise UnsupportedError if a calibration wants other layers than there are."""
         self.text.check(calibrations)
-        return Session(spans, padding, calibrations, self.text, causal=self._causal, device=device, trace=trace)
+        return Session(spans, padding, calibrations, self.text, read=self._read, device=device, trace=trace)
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from guardcore.adapters.transformers.attachment import Attachment
 from guardcore.adapters.transformers.prompt import Encoded, encode, groups
 from guardcore.adapters.transformers.session import Session
 from guardcore.adapters.transformers.support import UnsupportedError
+from guardcore.adapters.transformers.tower import SharedTower, share
 from guardcore.defenses.protocol import Generation, Request, RequestError
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ class TransformersHost:
 
     def __init__(self, model: Any, processor: Any, attachment: Attachment, *, trace: bool = True) -> None:
         self._model, self._processor, self._attachment, self._trace = model, processor, attachment, trace
+        self._shares: dict[int, tuple[Detector, SharedTower | None, str]] = {}
+        self._screened: SharedTower | None = None  # the tower that remembers the pictures screened last
 
     @property
     def name(self) -> str:
@@ -64,18 +68,42 @@ class TransformersHost:
         return [each for index in sorted(found) for each in found[index]]
 
     def screen(self, detector: Detector, images: Sequence[Image.Image | Exception]) -> list[Verdict]:
-        """Judge pictures: see `guardcore.defenses.protocol.Host`."""
-        return detector.screen(images)
+        """Judge pictures, by the model's own tower where its weights are those of the detector's encoder.
+
+        See `guardcore.defenses.protocol.Host`. The first call for a detector compares weights, which takes seconds.
+        """
+        with self._attachment.alone():
+            tower, _ = self._share(detector)
+            self._screened = tower
+            return detector.screen(images) if tower is None else tower.screen(detector, images)
+
+    def screened_by(self, detector: Detector) -> str:
+        """Whose eyes `screen` uses, and why."""
+        tower, why = self._share(detector)
+        return f"the model's own tower ({why})" if tower is not None else f"the detector's encoder: {why}"
+
+    def _share(self, detector: Detector) -> tuple[SharedTower | None, str]:
+        """The tower that can serve a detector, and why (not); found once a detector."""
+        if id(detector) not in self._shares:
+            self._shares[id(detector)] = (detector, *share(self._model, self._processor, detector))
+        return self._shares[id(detector)][1:]
 
     def _answered(self, requests: list[Request], indices: list[int], generation: Mapping[str, Any]) -> list[Generation]:
         started = time.perf_counter()
+        tower = self._screened
         try:
-            encoded = encode(self._processor, requests, device=self._model.device, dtype=self._model.dtype)
+            encoded = encode(
+                self._processor,
+                requests,
+                device=self._model.device,
+                dtype=self._model.dtype,
+                tiles=None if tower is None else tower.tile,
+            )
         except RequestError as error:
             raise RequestError(indices[error.index], error.message) from error
         session = self._session(requests, encoded)
         ready = time.perf_counter()
-        with self._attachment.calibrated(session):
+        with nullcontext() if tower is None else tower.memo(), self._attachment.calibrated(session):
             output = self._model.generate(**encoded.inputs, **generation)
         tokens: Tensor = output if isinstance(output, Tensor) else output.sequences
         seconds = {"encode": ready - started, "generate": time.perf_counter() - ready}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guardcore.adapters.transformers.support import TextModel, UnsupportedError
-from guardcore.adapters.transformers.visibility import MaskFunction, Visibility, read_visibility
+from guardcore.adapters.transformers.visibility import Visibility
 from guardcore.calibration.attention_calibration import AttentionCalibration
 from guardcore.calibration.layer_rule import LayerRule, layer_rules
 from guardcore.calibration.mass import LayerMass
@@ -53,7 +53,7 @@ class Session:
         calibrations: Sequence[AttentionCalibration | None],
         model: TextModel,
         *,
-        causal: MaskFunction,
+        read: Callable[[Mapping[str, Any], bool], Visibility],
         device: torch.device,
         trace: bool = True,
     ) -> None:
@@ -64,7 +64,7 @@ class Session:
             padding: slots before each prompt.
             calibrations: of every request, None for none.
             model: the text model.
-            causal: the host's function for plain causality.
+            read: what `visibility_reader` gives.
             device: of the model's inputs.
             trace: whether the prefix's attention is recorded.
 
@@ -77,7 +77,7 @@ class Session:
         self.requests, self.prompt = len(spans), lengths.pop()
         self.rules_images = any(each is not None and TokenClass.IMAGE in each.classes for each in calibrations)
         self._spans, self._calibrations, self._model = tuple(spans), tuple(calibrations), model
-        self._causal, self._trace = causal, trace
+        self._read, self._trace = read, trace
         self._classes, self._rows = _laid_out(spans, padding, calibrations, self.prompt, device)
         self._rules = layer_rules(calibrations, depth=model.depth, heads=model.heads, scale=model.scale, device=device)
         self._image_classes = torch.tensor(
@@ -119,7 +119,7 @@ class Session:
             self._decoded += decoding
         # Later steps have the masks of the first one, and comparing them would wait for the device each time.
         compare = not decoding or self._decoded <= 1
-        sees = read_visibility(arguments, causal=self._causal, compare=compare)
+        sees = self._read(arguments, compare)
         prompt_row = self._advance(sees)
         end = sees.key_offset + sees.keys
         key_class = torch.nn.functional.pad(self._classes, (0, max(0, end - self.prompt)))[:, sees.key_offset : end]

@@ -9,7 +9,7 @@ of slots, and a function that says anything else is a problem that names itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,42 +46,53 @@ class Visibility:
     problem: str | None
 
 
-def read_visibility(arguments: Mapping[str, Any], *, causal: MaskFunction, compare: bool) -> Visibility:
-    """Read the arguments of a mask function of transformers' AttentionMaskInterface.
+def visibility_reader(causal: MaskFunction) -> Callable[[Mapping[str, Any], bool], Visibility]:
+    """A function that reads the arguments of a mask function of transformers' AttentionMaskInterface.
+
+    It takes those arguments (batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, ...)
+    and whether the reading is to be compared with the host's function, which waits for the device.
 
     Args:
-        arguments: batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, ...
         causal: the host's function for plain causality, which needs no look.
-        compare: whether the reading is checked against the host's function, which waits for the device.
     """
-    if arguments["mask_function"] is not causal and torch.compiler.is_compiling():
-        return _read_outside_graph(arguments, causal=causal, compare=compare)
-    return _read(arguments, causal=causal, compare=compare)
+    # Closures and random pairs mean nothing to a tracer: models with such masks get a graph break there. Not made at
+    # import, because it brings torch's compiler along.
+    outside_graph = torch.compiler.disable(_read)  # type: ignore[no-untyped-call]
+
+    def read(arguments: Mapping[str, Any], compare: bool) -> Visibility:
+        plain = arguments["mask_function"] is causal
+        if not plain and torch.compiler.is_compiling():
+            return outside_graph(arguments, plain, compare)
+        return _read(arguments, plain, compare)
+
+    return read
 
 
-def _read(arguments: Mapping[str, Any], *, causal: MaskFunction, compare: bool) -> Visibility:
+def _read(arguments: Mapping[str, Any], plain: bool, compare: bool) -> Visibility:
     batch, rows, keys = arguments["batch_size"], arguments["q_length"], arguments["kv_length"]
     row_offset, key_offset = arguments.get("q_offset", 0), arguments.get("kv_offset", 0)
     visible: MaskFunction = arguments["mask_function"]
-    plain = visible is causal
     device = torch.device(arguments.get("device", "cpu"))
-    window = None if plain else _window(visible, arguments.get("local_size"))
-    # A single row is the newest: what a group could show it, causality shows already.
-    key_group = None if plain or rows == 1 else _key_group(visible, batch, keys, key_offset, device)
     found = Visibility(
         batch, rows, keys, row_offset, key_offset,
         _query_start(batch, rows, keys, row_offset, key_offset, device),
         _key_mask(arguments.get("attention_mask"), keys, key_offset),
-        key_group, window, problem=None,
+        key_group=None, window=None, problem=None,
     )  # fmt: skip
-    if plain or not compare:
-        return found
-    problem = _difference(found, visible, device)
-    return found if problem is None else Visibility(**{**vars(found), "problem": problem})
+    return found if plain else _look(found, visible, arguments.get("local_size"), compare, device)
 
 
-# Closures and random pairs mean nothing to a tracer: models with such masks get a graph break here.
-_read_outside_graph = torch.compiler.disable(_read)  # type: ignore[no-untyped-call]
+def _look(
+    found: Visibility, visible: MaskFunction, local_size: int | None, compare: bool, device: torch.device
+) -> Visibility:
+    """Add what the host's function says beyond causality: window and groups, or the problem with it."""
+    try:
+        # A single row is the newest: what a group could show it, causality shows already.
+        group = _key_group(visible, found, device) if found.rows > 1 else None
+        found = replace(found, key_group=group, window=_window(visible, local_size))
+        return replace(found, problem=_difference(found, visible, device) if compare else None)
+    except (IndexError, RuntimeError, TypeError) as error:
+        return replace(found, problem=f"its mask function can't be asked about pairs ({type(error).__name__}: {error})")
 
 
 def _query_start(
@@ -120,13 +131,12 @@ def _captured(function: Any, depth: int = 8) -> Iterator[tuple[str, Any]]:
                 yield from _captured(value, depth - 1)
 
 
-def _key_group(visible: MaskFunction, batch: int, keys: int, key_offset: int, device: torch.device) -> Tensor | None:
+def _key_group(visible: MaskFunction, found: Visibility, device: torch.device) -> Tensor | None:
     """Runs of neighbors of which the earlier sees the later, numbered from 1: [B, K] int64; None without any."""
-    if keys < 2:
-        return None
-    item = torch.arange(batch, device=device)[:, None]
-    slot = torch.arange(key_offset, key_offset + keys - 1, device=device)[None]
-    joined = _asked(visible, item.expand(batch, keys - 1), slot.expand(batch, -1), slot.expand(batch, -1) + 1)
+    batch, pairs = found.batch, max(0, found.keys - 1)
+    item = torch.arange(batch, device=device)[:, None].expand(-1, pairs)
+    slot = torch.arange(found.key_offset, found.key_offset + pairs, device=device)[None].expand(batch, -1)
+    joined = _asked(visible, item, slot, slot + 1)
     if not bool(joined.any()):
         return None
     edge = joined.new_zeros(batch, 1)
@@ -146,10 +156,7 @@ def _difference(found: Visibility, visible: MaskFunction, device: torch.device) 
     item, row, key = (each.to(device) for each in _pairs(found))
     first = found.row_offset.to(device) if isinstance(found.row_offset, Tensor) else found.row_offset
     row, key = row + first, key + found.key_offset
-    try:
-        theirs = _asked(visible, item, row, key)
-    except (IndexError, RuntimeError, TypeError) as error:
-        return f"its mask function can't be asked about single pairs ({type(error).__name__}: {error})"
+    theirs = _asked(visible, item, row, key)
     wrong = (_seen(found, item, row, key) != theirs).nonzero()
     if not len(wrong):
         return None
