@@ -117,10 +117,10 @@ class RewardModelScorer:
         device: str = "cpu",
         batch_size: int = 8,
     ) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
         if not Path(path).is_dir():
             raise FileNotFoundError(f"path: expected the folder of a checkpoint; got {str(path)!r}")
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         self.tokenizer = AutoTokenizer.from_pretrained(str(path), **safe)
         model = AutoModelForSequenceClassification.from_pretrained(str(path), use_safetensors=True, **safe)

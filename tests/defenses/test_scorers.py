@@ -38,6 +38,7 @@ WORDS = [
 
 def checkpoint(folder, labels=1, template=CHAT, seed=0):
     """A small random Llama with a score for a head, and a tokenizer of a dozen words."""
+    pytest.importorskip("transformers")
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
