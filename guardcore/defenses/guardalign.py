@@ -48,7 +48,8 @@ class GuardAlign:
     * Which patches are unsafe is decided by the detector, at a calibrated false-positive rate, and not by tau = 0.42.
     * The prefix stands before the instruction, in the user's turn: only there can the instruction attend to it.
     * Rule, layers, heads and rows: see `AttentionCalibration`.
-    * If the calibration has a rule for `unsafe`, the tokens of flagged regions are of that class, covered or not.
+    * If the calibration has a rule for `unsafe`, the tokens of flagged regions are of that class, covered or not;
+      without screening, those of the request's own regions.
 
     Source: Zhu et al. 2026 (arXiv 2602.24027), equations 5 to 14.
     """
@@ -104,7 +105,7 @@ class GuardAlign:
     def _redact(self, case: Case) -> None:
         """Cover the flagged regions, then leave out what can't be shown to a model at all."""
         started, images, covered = time.perf_counter(), list(case.request.images), []
-        unsafe = [verdict.regions if verdict.flagged else () for verdict in case.verdicts]
+        unsafe = [verdict.regions if verdict.flagged else () for verdict in case.verdicts] or case.request.unsafe
         for index, verdict in enumerate(case.verdicts):
             image = images[index]
             if verdict.flagged and self.redaction and not isinstance(image, Exception):

@@ -16,6 +16,7 @@ from guardcore.defenses.guardalign import GuardAlign
 from guardcore.defenses.prefix import SAFETY_PREFIX
 from guardcore.defenses.protocol import Defense, Host, Request
 from guardcore.detector.detector import Detector
+from guardcore.detector.regions import Region
 from guardcore.evaluation.scenes import SceneGenerator, SceneOptions, load_art
 
 ROOT = Path(__file__).parents[2]
@@ -164,6 +165,13 @@ def test_unsafe_regions_go_along_where_a_rule_asks_for_them(host, detector, pict
     assert host.asked[0][0].unsafe == ((), answer.verdicts[1].regions)
     GuardAlign(detector, calibration=calibration).answer(host, [Request("a", images[:1])])
     assert host.asked[1][0].unsafe == ()
+
+
+def test_without_screening_the_requests_own_regions_hold(host, picture):
+    region = Region("mine", None, (0, 0, 9, 9), 0.1, ((0, 0, 9, 9),), (512, 512))
+    request = Request("a", (picture("benign_1"), picture("benign_2")), unsafe=((), (region,)))
+    GuardAlign(None, calibration=AttentionCalibration({"unsafe": "log_gain:0"})).answer(host, [request])
+    assert host.asked[0][0].unsafe == ((), (region,))
 
 
 def test_unsafe_regions_stay_with_their_picture_when_another_is_left_out(host, detector, picture):
