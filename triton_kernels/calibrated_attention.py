@@ -142,7 +142,8 @@ def _attend(
     numbers = (options.scale, options.softcap, window)
     tile = _tile(query, few=pack > 1 or layout.rows <= 32 or options.return_mass or tensors[7] is not None)
     block = rows_of(tile, layout.rows * pack, G if options.return_mass else 1)
-    shape = {"BM": block, "BN": tile.keys, "BD": width_of(D), "num_warps": tile.warps, "num_stages": tile.stages}
+    shape = {"BM": block, "BN": tile.keys, "BD": width_of(D), "BC": tile.depth}
+    shape |= {"num_warps": tile.warps, "num_stages": tile.stages}
     shape |= {"CAUSAL": options.is_causal, "PAGE": layout.page, "PACK": pack, "SPLIT": splits > 0}
     shape |= {"PRECISION": fp32_precision(), "BG": triton.next_power_of_2(G) if options.return_mass else 1}
     shape |= registers_option()

@@ -64,6 +64,20 @@ def reach(start, i_first, i_last, keys, window, CAUSAL: tl.constexpr):
 
 
 @triton.jit
+def tile_range(low, high, all_low, all_high, SPLIT: tl.constexpr, BN: tl.constexpr):
+    """Tiles [low, high) of BN keys, or this program's share of them, and [all_low, all_high) among them."""
+    low, high = low // BN, tl.cdiv(high, BN)
+    if SPLIT:
+        share = tl.cdiv(high - low, tl.num_programs(0))
+        low += share * tl.program_id(0)
+        high = tl.minimum(low + share, high)
+    high = tl.maximum(low, high)
+    all_low = tl.minimum(tl.maximum(tl.cdiv(all_low, BN), low), high)
+    all_high = tl.minimum(tl.maximum(all_high // BN, all_low), high)
+    return low, high, all_low, all_high
+
+
+@triton.jit
 def with_mates(low, high, b_row_group, p_group, keys):
     """[low, high) and all keys whose group lies between the least and the largest group of the rows."""
     m_group = b_row_group != 0

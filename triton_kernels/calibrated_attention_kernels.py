@@ -10,7 +10,7 @@ few rows, which then read the keys once.
 import triton
 import triton.language as tl
 
-from .calibrated_attention_items import class_span, item_rows, key_offsets, load_pages, reach, with_mates
+from .calibrated_attention_items import class_span, item_rows, key_offsets, load_pages, reach, tile_range, with_mates
 from .calibrated_attention_scores import LN2, calibrated, present, scaled, seen
 
 UNSPECIALIZED = ["most", "Q", "K", "L", "P", "window"]
@@ -36,11 +36,36 @@ def add_tile(state, b_s, b_v, b_class, least, largest, PRECISION: tl.constexpr, 
 
 
 @triton.jit
+def product(
+    b_q, p_query, p_key, m_j, q_d, k_d, D,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """<q_i, k_j> [BM, BN] of rows p_query[BM] and keys p_key[BN], BC of the BD numbers at once.
+
+    Fewer than all are for float32, whose factors take registers; rows are read again then, and b_q is not used.
+    """
+    o_d = tl.arange(0, BC)
+    if BC == BD:
+        m_k = (o_d < D)[:, None]
+        b_k = tl.load(p_key[None, :] + (o_d * k_d)[:, None], mask=m_k & m_j[None, :] if MASKED else m_k, other=0.0)
+        b_product = tl.dot(b_q, b_k, input_precision=PRECISION)
+    else:
+        b_product = tl.zeros([p_query.shape[0], p_key.shape[0]], tl.float32)
+        for d in range(0, D, BC):
+            m_d = d + o_d < D
+            b_part = tl.load(p_query[:, None] + ((d + o_d) * q_d)[None, :], mask=m_d[None, :], other=0.0)
+            m_k = m_d[:, None] & m_j[None, :]
+            b_k = tl.load(p_key[None, :] + ((d + o_d) * k_d)[:, None], mask=m_k, other=0.0)
+            b_product += tl.dot(b_part, b_k, input_precision=PRECISION)
+    return b_product
+
+
+@triton.jit
 def attend(
-    state, b_q, rows, cache, p_pages, p_key_mask, p_group, classes, rule, low, high, gap_at, gap, keys, D,
+    state, b_q, p_query, rows, cache, p_pages, p_key_mask, p_group, classes, rule, low, high, gap_at, gap, keys, D,
     scale, softcap, window,
     CAUSAL: tl.constexpr, EDGE: tl.constexpr, PAGE: tl.constexpr, PRECISION: tl.constexpr, MASS: tl.constexpr,
-    BN: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
+    BN: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
     """The state after tiles low ... high - 1 of BN keys, less `gap` of them from gap_at on.
 
@@ -48,7 +73,7 @@ def attend(
     pointer and the span that has any. rule: pointer, offset of every row, number of classes.
     """
     b_at, b_row_group, m_rule = rows
-    p_k, p_v, k_b, k_j, k_d, v_b, v_j, v_d = cache
+    p_k, p_v, q_d, k_b, k_j, k_d, v_b, v_j, v_d = cache
     p_class, class_first, class_last = classes
     p_rule, o_rule, G = rule
     o_d = tl.arange(0, BD)
@@ -57,10 +82,8 @@ def attend(
         o_j = j + tl.arange(0, BN)
         m_j = o_j < keys
         b_page = load_pages(p_pages, o_j, keys, PAGE)
-        p_key = p_k + key_offsets(b_page, o_j, k_b, k_j, PAGE)[None, :] + (o_d * k_d)[:, None]
-        m_k = (o_d < D)[:, None]
-        b_k = tl.load(p_key, mask=m_k & m_j[None, :] if EDGE else m_k, other=0.0)  # [BD, BN]
-        b_s = scaled(tl.dot(b_q, b_k, input_precision=PRECISION), scale, softcap)  # [BM, BN]
+        p_key = p_k + key_offsets(b_page, o_j, k_b, k_j, PAGE)
+        b_s = scaled(product(b_q, p_query, p_key, m_j, q_d, k_d, D, EDGE, PRECISION, BD, BC), scale, softcap)
         b_class, least, largest = o_j * 0, 1, 0
         if (j + BN > class_first) & (j < class_last):
             b_class = tl.load(p_class + o_j, mask=m_j, other=0).to(tl.int32)
@@ -85,8 +108,10 @@ def attend(
 
 
 @triton.jit
-def write_rows(state, p_out, p_lse, p_mass, o_out, o_lse, m_r, G, D, poison, unit, MASS: tl.constexpr, BG: tl.constexpr,
-               BD: tl.constexpr):  # fmt: skip
+def write_rows(
+    state, p_out, p_lse, p_mass, o_out, o_lse, m_r, G, D, poison, unit,
+    MASS: tl.constexpr, BG: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
     """Write output, log-sum-exp (log 2 times `unit`) and masses of rows m_r."""
     b_top, b_sum, b_acc, b_mass = state
     b_inverse = tl.where(b_sum == 0.0, 0.0, 1.0 / b_sum)
@@ -109,7 +134,7 @@ def attention_kernel(
     p_out, p_lse, p_mass, q_b, q_h, q_i, q_d, k_b, k_h, k_j, k_d, v_b, v_h, v_j, v_d, rule_b,
     H, SHARED, G, most, Q, K, L, P, D, R, scale, softcap, window,
     CAUSAL: tl.constexpr, PAGE: tl.constexpr, PACK: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BG: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BC: tl.constexpr, BG: tl.constexpr,
 ):  # fmt: skip
     """BM rows of item i_b and unit i_u of PACK heads against all their keys, or one of the ranges they are split into.
 
@@ -130,7 +155,9 @@ def attention_kernel(
     o_d = tl.arange(0, BD)
     b_row = first + o_i.to(tl.int64) if PAGE > 0 else i_b * Q + o_i
     p_query = p_q + i_b * q_b + (first + o_i).to(tl.int64) * q_i + o_h.to(tl.int64) * q_h
-    b_q = tl.load(p_query[:, None] + (o_d * q_d)[None, :], mask=(o_d < D)[None, :], other=0.0)  # [BM, BD]
+    b_q = o_r
+    if BC == BD:
+        b_q = tl.load(p_query[:, None] + (o_d * q_d)[None, :], mask=(o_d < D)[None, :], other=0.0)  # [BM, BD]
     m_rule = m_r if p_row_mask is None else tl.load(p_row_mask + b_row) > 0
 
     b_at = start + o_i
@@ -140,14 +167,7 @@ def attention_kernel(
         p_group += i_b * K
         b_group = tl.load(p_group + b_at, mask=(b_at >= 0) & (b_at < keys), other=0)
         low, high = with_mates(low, high, b_group, p_group, keys)
-    low, high = low // BN, tl.cdiv(high, BN)
-    if SPLIT:
-        share = tl.cdiv(high - low, tl.num_programs(0))
-        low += share * tl.program_id(0)
-        high = tl.minimum(low + share, high)
-    high = tl.maximum(low, high)
-    all_low = tl.minimum(tl.maximum(tl.cdiv(all_low, BN), low), high)
-    all_high = tl.minimum(tl.maximum(all_high // BN, all_low), high)
+    low, high, all_low, all_high = tile_range(low, high, all_low, all_high, SPLIT, BN)
 
     p_class += i_b * K
     p_key_mask = p_key_mask if p_key_mask is None else p_key_mask + i_b * K
@@ -159,16 +179,20 @@ def attention_kernel(
     last = tl.minimum(high * BN, keys) if MASS else tl.where(calibrates, tl.minimum(high * BN, keys), low * BN)
     class_first, class_last = class_span(p_class, low * BN, last)
     rows = (b_at, b_group, m_rule)
-    cache = (p_k, p_v, k_b, k_j, k_d, v_b, v_j, v_d)
+    cache = (p_k, p_v, q_d, k_b, k_j, k_d, v_b, v_j, v_d)
     classes = (p_class, class_first, class_last)
     o_rule = i_b * rule_b + (o_h if PACK > 1 else i_u + tl.arange(0, 1)) * (G * 3)
     rule = (p_rule, o_rule, G)
     zero = tl.zeros([BM], tl.float32)
     state = (zero + float("-inf"), zero, tl.zeros([BM, BD], tl.float32), tl.zeros([BM, BG], tl.float32))
-    state = attend(state, b_q, rows, cache, p_pages, p_key_mask, p_group, classes, rule, all_low, all_high, all_high, 0,
-                   keys, D, scale, softcap, window, CAUSAL, False, PAGE, PRECISION, MASS, BN, BD, BG)  # fmt: skip
-    state = attend(state, b_q, rows, cache, p_pages, p_key_mask, p_group, classes, rule, low, high, all_low,
-                   all_high - all_low, keys, D, scale, softcap, window, CAUSAL, True, PAGE, PRECISION, MASS, BN, BD, BG)  # fmt: skip
+    state = attend(
+        state, b_q, p_query, rows, cache, p_pages, p_key_mask, p_group, classes, rule, all_low, all_high, all_high, 0,
+        keys, D, scale, softcap, window, CAUSAL, False, PAGE, PRECISION, MASS, BN, BD, BC, BG,
+    )  # fmt: skip
+    state = attend(
+        state, b_q, p_query, rows, cache, p_pages, p_key_mask, p_group, classes, rule, low, high, all_low,
+        all_high - all_low, keys, D, scale, softcap, window, CAUSAL, True, PAGE, PRECISION, MASS, BN, BD, BC, BG,
+    )  # fmt: skip
 
     o_out = b_row * H + o_h
     if SPLIT:

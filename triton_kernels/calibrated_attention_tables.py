@@ -12,33 +12,55 @@ MASSES = 2048  # of a block's rows and classes, at most
 
 
 class Tile(NamedTuple):
-    """Rows and keys of a tile, warps, and loads in flight."""
+    """Rows and keys of a tile, warps, loads in flight, and how many numbers of a head are multiplied at once."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    depth: int
 
 
 Table = dict[int, Tile]
 
 # By padded width of a head. Compiled by tests/triton for five devices, on none of which a register is spilled; timed on
 # none so far. A block of rows of a prefill, for inputs of 2 and of 4 bytes:
-BLOCKS = {
-    2: {64: Tile(128, 32, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 2), 512: Tile(32, 32, 8, 1)},
-    4: {64: Tile(64, 32, 8, 2), 128: Tile(64, 32, 8, 2), 256: Tile(32, 16, 8, 1), 512: Tile(16, 16, 8, 1)},
+BLOCKS: dict[int, Table] = {
+    2: {
+        64: Tile(128, 32, 8, 2, 64),
+        128: Tile(128, 32, 8, 2, 128),
+        256: Tile(64, 32, 8, 2, 64),
+        512: Tile(32, 32, 8, 2, 128),
+    },
+    4: {
+        64: Tile(32, 32, 8, 2, 32),
+        128: Tile(32, 32, 8, 2, 32),
+        256: Tile(32, 16, 8, 2, 32),
+        512: Tile(16, 16, 8, 2, 32),
+    },
 }
 # A few rows with all heads of their key-value head, and blocks with key groups or masses, which take registers
-FEW = {
-    2: {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 4, 2), 256: Tile(32, 32, 8, 2), 512: Tile(32, 32, 8, 1)},
-    4: {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 8, 2), 256: Tile(32, 16, 8, 1), 512: Tile(16, 16, 8, 1)},
+FEW: dict[int, Table] = {
+    2: {
+        64: Tile(32, 32, 4, 2, 64),
+        128: Tile(32, 32, 4, 2, 128),
+        256: Tile(32, 32, 8, 2, 128),
+        512: Tile(16, 32, 8, 2, 128),
+    },
+    4: {
+        64: Tile(16, 32, 4, 2, 32),
+        128: Tile(16, 32, 8, 2, 32),
+        256: Tile(16, 16, 8, 2, 32),
+        512: Tile(16, 16, 8, 2, 32),
+    },
 }
 # Where a device takes larger blocks, or only smaller ones
 BLOCKS_OF: dict[tuple[str, int], Table] = {
-    ("sm_90", 2): {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2)},
-    ("gfx942", 2): {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 4, 2)},
+    ("sm_80", 2): {128: Tile(64, 32, 8, 2, 128)},
+    ("sm_90", 2): {64: Tile(128, 64, 8, 2, 64), 128: Tile(128, 64, 8, 2, 128)},
+    ("gfx942", 2): {64: Tile(64, 64, 4, 2, 64), 128: Tile(64, 64, 4, 2, 128)},
 }
-FEW_OF: dict[tuple[str, int], Table] = {}
+FEW_OF: dict[tuple[str, int], Table] = {("gfx942", 2): {256: Tile(16, 32, 8, 2, 128)}}
 WIDTHS = tuple(BLOCKS[2])
 
 

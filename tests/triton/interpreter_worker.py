@@ -16,7 +16,6 @@ import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-
 matrix_units = False
 
 
