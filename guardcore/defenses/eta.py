@@ -174,7 +174,9 @@ class ETA:
         self.search.run(host, list(drafts.values()), budget)
         seconds = time.perf_counter() - started
         for case, draft in drafts.items():
-            told = f"{draft.sentences} sentences, each the best of {self.search.candidates}"
+            told = (
+                f"best of {self.search.candidates} for each of {draft.sentences} sentence{'s' * (draft.sentences != 1)}"
+            )
             if draft.fault is not None and self.on_error == "block":
                 case.reason = draft.fault
             case.note("align", draft.fault is None, draft.fault or told, seconds)

@@ -109,7 +109,7 @@ def test_an_unsafe_answer_on_a_safe_picture_is_final(degrees, safe, fake_host):
     assert stages(answer)["picture check"] == (True, f"{word}: cosine {cosine:.4g}, safe below 0.16")
     assert answer.text == ("harm" if safe else f"{START} no.")
     assert stages(answer)["align"] == (
-        (False, "the picture is safe") if safe else (True, "1 sentences, each the best of 2")
+        (False, "the picture is safe") if safe else (True, "best of 2 for each of 1 sentence")
     )
 
 
@@ -150,7 +150,7 @@ def test_sentences_are_cut_scored_and_chained(fake_host):
     assert [request[0].answer_start for request in host.asked] == ["", *pieces]
     sampled = {"do_sample": True, "top_k": 5, "temperature": 1.5, "max_new_tokens": 70, "num_return_sequences": 2}
     assert host.options == [{"max_new_tokens": 500, "do_sample": False}, sampled, sampled, sampled]
-    assert stages(answer)["align"] == (True, "3 sentences, each the best of 2")
+    assert stages(answer)["align"] == (True, "best of 2 for each of 3 sentences")
     assert not answer.refused
 
 
