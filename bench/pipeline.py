@@ -10,6 +10,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib.metadata import version
 from itertools import repeat
 from statistics import median
 from typing import Any
@@ -89,7 +90,7 @@ def time_stages(runs: Stages, kind: str, args: Namespace) -> list[dict[str, Any]
     timings = interleave({name: kept(name) for name in runs}, args.rounds, shuffled=True)
     clock = "cpu" if args.threads == 1 else "wall"
     common = {"picture": kind, "dtype": args.dtype, "new_tokens": args.tokens, "rounds": args.rounds, "clock": clock}
-    common["scoring"] = args.scoring
+    common |= {"scoring": args.scoring, "transformers": version("transformers")}
     return [common | row(name, timings, clock) | parts(answers[name]) for name in runs]
 
 
