@@ -189,6 +189,17 @@ def test_half_precision_keeps_its_dtype_and_layout():
     assert (out.output.double() - exact).abs().max() < 2e-2
 
 
+def test_compiles_into_one_graph():
+    given, target = problem(), torch.full((1, 4), 0.5)
+
+    def attend(query, key, value):
+        return ops.target_mass_attention(query, key, value, *given[3:], target, is_causal=True, return_mass=True)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")(*given[:3])
+    for found, expected in zip(compiled, attend(*given[:3]), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 10**6),
