@@ -2,6 +2,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cstring>
 #include <unordered_map>
 
 #include "calibrated_attention.h"
@@ -12,7 +13,8 @@ namespace {
 KeyBlock describe_block(const uint8_t* key_class, const uint8_t* mask, int64_t count) {
   int64_t first = 0, end = count;
   if (mask) {
-    while (first < end && !mask[first]) ++first;
+    const void* found = std::memchr(mask, 1, count);
+    first = found ? static_cast<const uint8_t*>(found) - mask : count;
     while (end > first && !mask[end - 1]) --end;
   }
   uint8_t least = 255, most = 0, visible = 1;

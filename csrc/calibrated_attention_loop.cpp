@@ -40,6 +40,16 @@ using Floats = std::unique_ptr<float[], AlignedDelete>;
 
 Floats allocate(int64_t count) { return Floats(new (std::align_val_t{64}) float[count]); }
 
+// Keys without the hidden blocks at both ends.
+KeyRange visible_part(const AttentionTask& task, KeyRange keys) {
+  const auto hidden = [&](int64_t key) {
+    return task.blocks[key / kKeyBlock].first == task.blocks[key / kKeyBlock].end;
+  };
+  while (keys.first < keys.end && hidden(keys.first)) keys.first = (keys.first / kKeyBlock + 1) * kKeyBlock;
+  while (keys.first < keys.end && hidden(keys.end - 1)) keys.end = (keys.end - 1) / kKeyBlock * kKeyBlock;
+  return keys;
+}
+
 class Pieces {
  public:
   Pieces(const std::vector<AttentionTask>& items, int64_t kv_heads) : items_(items) {
@@ -84,7 +94,7 @@ class Pieces {
 
   void add_parts(int64_t item, int64_t head) {
     const AttentionTask& task = items_[item];
-    const KeyRange sight = task.sight(0, task.rows);
+    const KeyRange sight = visible_part(task, task.sight(0, task.rows));
     const int64_t begin = sight.first / kPartKeys, end = (sight.end + kPartKeys - 1) / kPartKeys;
     if (end - begin <= 1) {
       const int64_t keys = std::max<int64_t>(sight.end - sight.first, 0);

@@ -11,19 +11,12 @@
 #include "calibrated_attention_rows.h"
 #include "calibrated_attention_softmax.h"
 #include "calibrated_attention_task.h"
+#include "half.h"
 #include "vector.h"
 
 namespace guardcore::GUARDCORE_ISA {
 
 constexpr int64_t kFewSlots = std::min(8, kWidth);
-
-typedef uint16_t Halves __attribute__((vector_size(2 * GUARDCORE_WIDTH)));
-
-GUARDCORE_INLINE Words load_halves(const uint16_t* from) {
-  Halves x;
-  std::memcpy(&x, from, sizeof x);
-  return __builtin_convertvector(x, Words);
-}
 
 struct AsFloat {
   using Stored = float;
@@ -32,18 +25,12 @@ struct AsFloat {
 
 struct AsBFloat16 {
   using Stored = uint16_t;
-  static GUARDCORE_INLINE Vector wide(const uint16_t* from) { return (Vector)(load_halves(from) << 16); }
+  static GUARDCORE_INLINE Vector wide(const uint16_t* from) { return wide_bfloat16(from); }
 };
 
-// As widen_half, lane by lane.
 struct AsHalf {
   using Stored = uint16_t;
-  static GUARDCORE_INLINE Vector wide(const uint16_t* from) {
-    const Words x = load_halves(from), size = (x & 0x7fff) << 13;
-    const Words finite = (Words)((Vector)size * 0x1p112f);
-    const Words bits = (x & 0x7c00) == 0x7c00 ? size | 0x7f800000 : finite;
-    return (Vector)(bits | (x >> 15 << 31));
-  }
+  static GUARDCORE_INLINE Vector wide(const uint16_t* from) { return wide_half(from); }
 };
 
 // The first `count` of a vector's elements, zeros after them.

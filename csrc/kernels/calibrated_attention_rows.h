@@ -43,16 +43,20 @@ inline int64_t page_end(const AttentionTask& task, int64_t at) {
 // Rows that follow each other at one distance.
 inline bool in_one_page(const AttentionTask& task, KeyRange range) { return range.end <= page_end(task, range.first); }
 
-inline void find_rows(const AttentionTask& task, KeyRange range, RowTable& table) {
+inline void find_rows(const AttentionTask& task, const KeyRows& rows, KeyRange range, const void** to) {
+  const int64_t step = rows.row * (task.element == Element::kFloat ? 4 : 2);
   for (int64_t at = range.first; at < range.end;) {
-    const int64_t end = std::min(page_end(task, at), range.end);
-    const void *key = row_of(task, task.key, at), *value = row_of(task, task.value, at);
-    for (int64_t i = 0; i < end - at; ++i) {
-      table.key[at - range.first + i] = element(key, task.element, i * task.key.row);
-      table.value[at - range.first + i] = element(value, task.element, i * task.value.row);
-    }
-    at = end;
+    const int64_t count = std::min(page_end(task, at), range.end) - at;
+    const char* row = static_cast<const char*>(row_of(task, rows, at));
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = row + i * step;
+    at += count, to += count;
   }
+}
+
+inline void find_rows(const AttentionTask& task, KeyRange range, RowTable& table) {
+  find_rows(task, task.key, range, table.key);
+  find_rows(task, task.value, range, table.value);
 }
 
 // Copies `count` rows as floats to to[count][width] and names the copies in their stead.

@@ -6,11 +6,10 @@
 
 #include "calibrated_attention_task.h"
 #include "elementary.h"
+#include "half.h"
 #include "vector.h"
 
 namespace guardcore::GUARDCORE_ISA {
-
-typedef uint32_t Words __attribute__((vector_size(4 * GUARDCORE_WIDTH)));
 
 constexpr float kHidden = -std::numeric_limits<float>::infinity();
 
@@ -22,7 +21,6 @@ GUARDCORE_INLINE Bits load_bits(const int32_t* from) {
 
 // elementary.h's floored_exponential, lane by lane.
 GUARDCORE_INLINE Vector floored_exponential(Vector x) {
-  typedef uint32_t Words __attribute__((vector_size(sizeof(Vector))));
   const Vector y = x < -87.0f ? Vector{} - 87.0f : x;
   const Vector shifted = y * 1.44269504f + kRound;
   const Vector n = shifted - kRound;

@@ -5,7 +5,9 @@
 
 #include "elementary.h"
 #include "embedding.h"
+#include "half.h"
 #include "isa.h"
+#include "vector.h"
 
 namespace guardcore::GUARDCORE_ISA {
 
@@ -27,8 +29,9 @@ inline const float* float_row(const Rows& rows, int64_t index, float* __restrict
 #pragma omp simd
     for (int64_t d = 0; d < rows.width; ++d) scratch[d] = widen_bfloat16(row[d]);
   } else {
-#pragma omp simd
-    for (int64_t d = 0; d < rows.width; ++d) scratch[d] = widen_half(row[d]);
+    int64_t d = 0;
+    for (; d + kWidth <= rows.width; d += kWidth) store(scratch + d, wide_half(row + d));
+    for (; d < rows.width; ++d) scratch[d] = widen_half(row[d]);
   }
   return scratch;
 }

@@ -221,14 +221,25 @@ def broadcast_heads(tensor: Tensor) -> Tensor:
     return tensor[:, :1].expand_as(tensor)
 
 
-@pytest.mark.parametrize("layout", [heads_by_row, in_a_cache, broadcast_heads])
-def test_any_strides(draw_attention, layout: Callable[[Tensor], Tensor]):
-    problem = draw_attention((2, 4, 2, 19, 70, 40))
-    strided = problem | {name: layout(problem[name]) for name in ("query", "key", "value")}
-    assert_matches_definition(strided, {"is_causal": True})
-    same = {name: tensor.contiguous() for name, tensor in strided.items()}
-    got, expected = (ops.calibrated_attention(**tensors).output for tensors in (strided, same))
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+def with_gaps(tensor: Tensor) -> Tensor:
+    """The same values two elements apart, with NaN between."""
+    return torch.stack((tensor, torch.full_like(tensor, math.nan)), -1)[..., 0]
+
+
+@pytest.mark.parametrize("rows", [1, 19], ids=["few", "many"])
+@pytest.mark.parametrize("layout", [heads_by_row, in_a_cache, broadcast_heads, with_gaps])
+def test_any_strides(draw_attention, layout: Callable[[Tensor], Tensor], rows: int):
+    shape, tensors = (2, 4, 2, rows, 270, 40), ("query", "key", "value")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        problem = draw_attention(shape, dtype=dtype)
+        strided = problem | {name: layout(problem[name]) for name in tensors}
+        kinds = problem["key_class"]
+        strided["key_class"] = torch.stack((kinds, kinds + 7), -1)[..., 0]
+        if dtype == torch.float32:
+            assert_matches_definition(strided, {"is_causal": True})
+        same = {name: tensor.contiguous() for name, tensor in strided.items()}
+        got, expected = (ops.calibrated_attention(**each).output for each in (strided, same))
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6 if dtype == torch.float32 else 1e-2)
 
 
 def test_output_is_laid_out_for_the_projection_that_follows(draw_attention):

@@ -80,13 +80,25 @@ def status(field):
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) << 10
 
-H, Q, K, D, dtype, threads = json.loads(sys.argv[1])
+kind, H, Q, K, D, dtype, threads = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
 torch.set_default_dtype(getattr(torch, dtype))
-query, (key, value) = torch.randn(1, H, Q, D), torch.randn(2, 1, H, K, D)
-kinds, rule = (torch.arange(K)[None] // 7 % 3).to(torch.uint8), torch.rand(H, 3, 3, dtype=torch.float32)
-call = lambda n: ops.calibrated_attention(query[:, :, :n], key, value, kinds, rule, is_causal=True, return_mass=True)
-call(1), call(200)
+rule = torch.rand(H, 3, 3, dtype=torch.float32)
+query = torch.randn(1, H, Q, D)
+kinds = (torch.arange(K)[None] // 7 % 3).to(torch.uint8)
+if kind == "paged":
+    key, value = torch.randn(2, K // 16, 16, H, D)
+    table, lengths = torch.randperm(K // 16, dtype=torch.int32)[None], torch.tensor([K], dtype=torch.int32)
+    offsets = [torch.tensor([0, n], dtype=torch.int32) for n in range(Q + 1)]
+    rows = query[0].transpose(0, 1)
+    call = lambda n: ops.calibrated_attention_paged(
+        rows[:n], key, value, table, offsets[n], lengths, kinds, rule, return_mass=True
+    )
+else:
+    key, value = torch.randn(2, 1, H, K, D, 2)[..., 0] if kind == "gaps" else torch.randn(2, 1, H, K, D)
+    options = {"is_causal": True, "return_mass": True}
+    call = lambda n: ops.calibrated_attention(query[:, :, :n], key, value, kinds, rule, **options)
+call(1), call(min(Q, 200))
 ctypes.CDLL(None).malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")
 before = status("VmRSS")
@@ -95,10 +107,13 @@ print(status("VmHWM") - before - sum(tensor.nbytes for tensor in outputs))
 """
 
 
-@pytest.mark.parametrize(("dtype", "threads"), [("float32", 1), ("bfloat16", 2)])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "threads"),
+    [("dense", "float32", 1), ("dense", "bfloat16", 2), ("gaps", "float32", 1), ("paged", "bfloat16", 2)],
+)
 @pytest.mark.parametrize(("H", "Q", "K"), [(8, 4096, 4096), (8, 1, 8192)], ids=["prefill", "decode"])
-def test_attention_copies_no_keys_and_holds_no_scores(dtype, threads, H, Q, K):
-    arguments = json.dumps([H, Q, K, 128, dtype, threads])
+def test_attention_copies_no_keys_and_holds_no_scores(kind, dtype, threads, H, Q, K):
+    arguments = json.dumps([kind, H, Q, K, 128, dtype, threads])
     script = [sys.executable, "-c", ATTEND, arguments]
     extra = int(subprocess.run(script, capture_output=True, text=True, check=True).stdout)
     room = threads * (2 << 20) + SLACK
