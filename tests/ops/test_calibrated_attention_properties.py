@@ -85,7 +85,8 @@ def test_the_gain_for_a_target_mass_hits_it(seed, shape, target):
     mass = ops.calibrated_attention(**tensors, return_mass=True).mass[:, :, 0, 1]
     gain = target * (1 - mass) / (mass * (1 - target))
     got = ops.calibrated_attention(**additive(tensors, gain.log()), return_mass=True)
-    torch.testing.assert_close(got.mass[:, :, 0, 1], torch.full_like(mass, target), atol=1e-5, rtol=1e-5)
+    rounding = 2.0**-22 / (1 - mass)  # all that float32 keeps of 1 - m as m nears 1
+    assert bool(((got.mass[:, :, 0, 1] - target).abs() <= 1e-5 + rounding).all())
 
 
 @few
