@@ -38,8 +38,8 @@ def target_mass_attention(
         output = w output_S + (1 - w) output_R,      lse = lse_R - log(1 - w)     where m < target.
 
     Nothing cancels, so the share is exact however small or large m is. A row that sees no key of the span, or nothing
-    else, stays as it is; so do uncalibrated rows. In half precision both parts are rounded before they are merged, which
-    about doubles the error of calibrated attention.
+    else, stays as it is; so do uncalibrated rows. In half precision both parts are rounded before they are merged,
+    which about doubles the error of calibrated attention.
 
     Args:
         query: [B, Hq, Q, D] float32, bfloat16 or float16.
