@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,14 @@ def test_a_folder_without_a_vision_language_model_is_named(run, tmp_path):
     result = run(model=tmp_path)
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
+
+
+def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = CliRunner().invoke(app, ["generate", "-m", str(tmp_path), "-p", "Hello", "-d", "none"])
+    assert result.exit_code == 2
+    assert "pip install 'guardcore-vlm[transformers]'" in result.stderr
 
 
 def test_prompts_that_smuggle_pictures_in_are_refused(run):

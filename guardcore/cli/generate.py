@@ -186,8 +186,14 @@ def load_model(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
         OSError, ValueError: the folder holds no vision-language model, or one that transformers does not know.
     """
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+
+    try:
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ImportError(
+            f"generate needs transformers: pip install 'guardcore-vlm[transformers]' ({error})"
+        ) from error
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
