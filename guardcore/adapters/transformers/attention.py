@@ -70,8 +70,7 @@ def _calibrated(
     options: Mapping[str, Any],
 ) -> Tensor:
     """Self-attention under the rule: [B, Q, Hq, D], contiguous."""
-    window = options.get("sliding_window", getattr(module, "sliding_window", None))
-    now = session.current(query.shape[2], key.shape[2], window)
+    now = session.current(query.shape[2], key.shape[2], _window(module, options))
     scale, softcap = _scale(module, options), options.get("softcap")
     # Without a mask the original attends by this flag alone; a mask has it in itself.
     flag = options.get("is_causal")
@@ -155,6 +154,14 @@ def _hidden_keys(attention_mask: Tensor | None) -> Tensor | None:
             "rows of its cross-attention see different pictures; a rule for images needs one set for all"
         )
     return seen[:, -1]
+
+
+def _window(module: Any, options: Mapping[str, Any]) -> int | None:
+    """The window that the host means for a layer; its masks are told apart by it."""
+    kinds = getattr(module.config, "layer_types", None)
+    if kinds:
+        return module.config.sliding_window if kinds[module.layer_idx] == "sliding_attention" else None
+    return options.get("sliding_window", getattr(module, "sliding_window", None))
 
 
 def _scale(module: Any, options: Mapping[str, Any]) -> float | None:

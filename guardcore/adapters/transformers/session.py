@@ -86,7 +86,7 @@ class Session:
             device=device,
         )
         self._copies = 1
-        self._passes: dict[tuple[int | None, int, int], Pass] = {}
+        self._passes: list[Pass] = []  # no dictionary: sizes of compiled programs have no hash
         self._used = False
         self._slots = 0
         self._decoded = 0
@@ -113,20 +113,19 @@ class Session:
         """Take note of the mask of a forward pass from the arguments it is made of."""
         if arguments["batch_size"] != self.requests * self._copies:
             self.expand(arguments["batch_size"])
-        decoding = arguments["q_length"] == 1
         if self._used:  # the masks of the pass before are spent
-            self._passes, self._used = {}, False
-            self._decoded += decoding
+            self._passes, self._used = [], False
+            if not torch.compiler.is_compiling():
+                self._decoded += arguments["q_length"] == 1
         # Later steps have the masks of the first one, and comparing them would wait for the device each time.
-        compare = not decoding or self._decoded <= 1
-        sees = self._read(arguments, compare)
+        sees = self._read(arguments, arguments["q_length"] > 1 or self._decoded <= 1)
         prompt_row = self._advance(sees)
         end = sees.key_offset + sees.keys
         key_class = torch.nn.functional.pad(self._classes, (0, max(0, end - self.prompt)))[:, sees.key_offset : end]
         # Slots after the prompt are all alike, and stand in the last column.
         slots = torch.arange(sees.rows, device=self._rows.device) + sees.row_offset
         row_mask = self._rows.index_select(1, slots.clamp(max=self.prompt))
-        self._passes[sees.window, sees.key_offset, sees.keys] = Pass(sees, key_class, row_mask, prompt_row)
+        self._passes.append(Pass(sees, key_class, row_mask, prompt_row))
 
     def current(self, rows: int, keys: int, window: int | None) -> Pass:
         """The mask of the layer that attends with so many rows to so many keys, in a window or not.
@@ -135,14 +134,16 @@ class Session:
             UnsupportedError: there is none, or none that can be expressed.
         """
         self._used = True
-        fits = [each for each in self._passes.values() if (each.sees.rows, each.sees.keys) == (rows, keys)]
-        if len(fits) > 1:
+        fits = [each for each in self._passes if each.sees.rows == rows and each.sees.keys == keys]
+        if len({each.sees.window for each in fits}) > 1:
             fits = [each for each in fits if each.sees.window == window]
-        if len(fits) != 1:
+        if not fits:
             raise UnsupportedError(
                 f"no mask of {rows} rows and {keys} keys was made by transformers' masking for this pass; masks that "
                 "the caller or the model brings along can't be calibrated"
             )
+        if any(each.sees.key_group is not None for each in fits[1:]):
+            raise UnsupportedError("it makes several masks of one size, with different pictures in them")
         if fits[0].sees.problem is not None:
             raise UnsupportedError(f"its attention mask can't be expressed: {fits[0].sees.problem}")
         return fits[0]
@@ -154,7 +155,7 @@ class Session:
     def current_rows(self, rows: int) -> Tensor | None:
         """Calibrated rows [B, Q] of this pass, for attention whose keys have no slots; None if no mask was made."""
         self._used = True
-        return next((each.row_mask for each in self._passes.values() if each.sees.rows == rows), None)
+        return next((each.row_mask for each in self._passes if each.sees.rows == rows), None)
 
     @property
     def traces(self) -> bool:
