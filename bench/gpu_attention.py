@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 
 from bench.gpu_compile import TARGETS
 from guardcore.triton_kernels.calibrated_attention_kernels import attention_kernel, merge_kernel
-from guardcore.triton_kernels.calibrated_attention_tables import SPLITS, WIDTHS, Tile, tile_for
+from guardcore.triton_kernels.calibrated_attention_tables import MERGE_WARPS, SPLITS, WIDTHS, Tile, tile_for
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 TYPES = {
@@ -65,7 +65,7 @@ def compile_class(name: str, dtype: str, target: str) -> Any:
     """Compile a class as the launcher would."""
     if name.startswith("merge"):
         constants = {"PAGED": False, "BS": SPLITS, "BD": int(name.rpartition("-")[2])}
-        return _compile(merge_kernel, constants, dtype, target, warps=4, stages=2)
+        return _compile(merge_kernel, constants, dtype, target, warps=MERGE_WARPS, stages=2)
     tile, amd = tile_of(name, dtype, target), TARGETS[target].gpu.backend == "hip"
     constants = USES[name.rpartition("-")[0]].constants | {"CAUSAL": True, "q_d": 1, "k_d": 1, "v_d": 1}
     constants |= {"BM": tile.rows, "BN": tile.keys, "BD": int(name.rpartition("-")[2]), "BC": tile.depth}

@@ -136,6 +136,33 @@ def resource_cell(name: str, dtype: str, target: str) -> str:
     return f"{needs.registers} / {needs.shared / 1024:.1f}{tensor} / {held}"
 
 
+def attention_table(dtype: str) -> list[str]:
+    """As `resource_table`, of calibrated attention, whose tiles differ by device."""
+    from bench import gpu_attention
+
+    rows = [f"| class | {' | '.join(DEVICES)} |", f"|---|{'---|' * len(DEVICES)}"]
+    names = [name for target, own, name in gpu_attention.matrix() if (target, own) == ("sm_80", dtype)]
+    cells = [" | ".join(attention_cell(name, dtype, target) for target in DEVICES) for name in names]
+    return [*rows, *(f"| {name} | {row} |" for name, row in zip(names, cells, strict=True))]
+
+
+def attention_cell(name: str, dtype: str, target: str) -> str:
+    """Tile, registers, memory and programs held; ends the program if the class would fail there."""
+    from bench import gpu_attention, gpu_compile
+
+    needs = gpu_compile.resources(gpu_attention.compile_class(name, dtype, target))
+    merges = name.startswith("merge")
+    wrong = gpu_compile.complaints(needs, gpu_compile.TARGETS[target], dot=not merges)
+    if wrong:
+        raise SystemExit(f"{target} {dtype} {name}: {', '.join(wrong)}: {needs}")
+    tile = None if merges else gpu_attention.tile_of(name, dtype, target)
+    warps = gpu_attention.MERGE_WARPS if tile is None else tile.warps
+    head = "" if tile is None else f"{tile.rows}x{tile.keys} "
+    tensor = f" + {needs.tensor_memory}t" if needs.tensor_memory else ""
+    held = resident(needs.registers, needs.shared, warps, target)
+    return f"{head}w{warps}: {needs.registers} / {needs.shared / 1024:.1f}{tensor} / {held}"
+
+
 def bound_table() -> list[str]:
     """One row a problem and dtype: its work, and the bound on every device."""
     names = " | ".join(device.name for device in DEVICES.values())
@@ -162,7 +189,10 @@ def page() -> str:
     sections = [TITLE, f"{MARK}{fingerprint()}, Triton {triton.__version__}.", RESOURCES]
     for dtype, rows in tables.items():
         sections += [f"### {dtype} inputs", "\n".join(rows)]
-    return "\n\n".join([*sections, BOUNDS, "\n".join(bound_table()), ""])
+    sections += [BOUNDS, "\n".join(bound_table()), ATTENTION]
+    for dtype in ("fp32", "bf16", "fp16"):
+        sections += [f"### Attention, {dtype}", "\n".join(attention_table(dtype))]
+    return "\n\n".join([*sections, ""])
 
 
 TITLE = """# GPU kernels: resources and bounds
@@ -189,6 +219,26 @@ NVIDIA, never tf32 alone; fp32 matrix units on AMD), fp32 operations, exponentia
 float32 problems are streamed). `MB a sweep`: what an iteration reads through the cache, for which no peak is published;
 0 in registers. A bound leaves out latency: a problem's iterations wait for one another, and small batches do not fill a
 device, so small problems stay far above it."""
+
+
+ATTENTION = """## Calibrated attention
+
+Nothing of this has run on a GPU: the numbers are the kernels' under Triton's interpreter, the resources those of
+kernels compiled offline, and no time is known. What was and what was not looked at:
+
+* Under the interpreter, on grids of a few programs, outputs, log-sum-exps and masses keep the bounds of the CPU's
+  kernels against the float64 definition: dense and paged, by blocks and over merged ranges of keys. float32 is three
+  tf32 products on NVIDIA; the tests repeat them as matrix units are known to do at worst (sums cut off, not rounded),
+  and the bounds still hold. fp32 on AMD is plain fp32 products.
+* Compiled for each device as the launcher would, the larger code (causality, window, cap, row mask, and what else the
+  use takes): no spill, memory within the device's limits, stores and matrix instructions, for every row of the launch
+  tables. The tables were chosen by that alone. They are a start for whoever tunes on a device, not the end.
+* Keys and values of the tiles that every row sees are loaded asynchronously ahead of their use (seen in the compiler's
+  output for sm_80); the rule is a scalar branch there. Whether that hides its cost is for a measurement.
+
+Cells: rows x keys of a tile and warps, then as above. `block-D`: rows of a prefill, heads up to D wide. `paged-block`:
+over pages of 16. `marked`: with key groups and masses. `few`: 4 heads of a key-value head, over ranges of the keys.
+`decode`: 8 heads and one row, over pages and ranges. `merge`: of 64 ranges."""
 
 
 def main() -> None:

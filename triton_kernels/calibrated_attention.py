@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .calibrated_attention_kernels import attention_kernel, merge_kernel
 from .calibrated_attention_tables import (
+    MERGE_WARPS,
     Tile,
     device_class,
     registers_option,
@@ -93,20 +94,20 @@ def run(
 ) -> None:
     """Launch what the sizes ask for. inputs: [item or page, head, row or slot, width]."""
     H, Hkv = inputs[0].shape[1], inputs[1].shape[1]
-    if layout.B * layout.rows * H == 0:
-        return
     shared, (row_mask, key_mask, key_group) = H // Hkv, masks
     tensors = (*inputs, key_class.contiguous(), rule.contiguous(), _bytes(row_mask), _bytes(key_mask))
     tensors += (None if key_group is None else key_group.contiguous(), layout.start)
     tensors += (layout.table, layout.offsets, layout.lengths)
     packed = layout.rows * shared <= _tile(inputs[0], few=True).rows
-    units = Hkv if packed else H
-    splits = splits_for(layout.keys, layout.B * units) if packed and not options.return_mass else 1
+    splits = splits_for(layout.keys, layout.B * Hkv) if packed and not options.return_mass else 1
+    empty, pack = layout.B * layout.rows * H == 0, shared if packed else 1
     with torch.cuda.device_of(inputs[0]):
-        pack = shared if packed else 1
-        if splits > 1:
+        if splits > 1 and not empty:
             _attend_ranges(tensors, layout, options, results, pack, splits)
-        else:
+            return
+        if layout.page > 0:
+            _spoil(*results)
+        if not empty:
             _attend(tensors, layout, options, results, pack)
 
 
@@ -117,11 +118,13 @@ def _attend_ranges(
     (output, lse, _), (H, _, D) = results, tensors[0].shape[1:]
     R = layout.total
     part = torch.empty(splits, R, H, D, dtype=torch.float32, device=output.device)
-    # rows that no item has, which only bad offsets leave, are NaN
-    part_lse = torch.full((splits, R, H), torch.nan, dtype=torch.float32, device=output.device)
+    part_lse = torch.empty(splits, R, H, dtype=torch.float32, device=output.device)
+    if layout.page > 0:
+        _spoil(part_lse)
     _attend(tensors, layout, options, (part, part_lse, results[2]), pack, splits)
-    shape = {"PAGED": layout.page > 0, "BS": triton.next_power_of_2(splits), "BD": width_of(D), "num_warps": 4}
-    merge_kernel[(R * H,)](part, part_lse, output, lse, R, layout.all_rows, splits, H, D, **shape)
+    shape = {"PAGED": layout.page > 0, "BS": triton.next_power_of_2(splits), "BD": width_of(D)}
+    sizes = (R, layout.all_rows, splits, H, D)
+    merge_kernel[(R * H,)](part, part_lse, output, lse, *sizes, **shape, num_warps=MERGE_WARPS)
 
 
 def _attend(
@@ -150,6 +153,12 @@ def _attend(
     grid = (splits or triton.cdiv(layout.rows * pack, block), H // pack, layout.B)
     targets = (output, lse, mass if options.return_mass else None)
     attention_kernel[grid](*tensors, *targets, *strides, *sizes, *numbers, **shape)
+
+
+def _spoil(*results: Tensor) -> None:
+    """NaN for rows that no program writes: those of no request, and of one with more than it may have."""
+    for result in results:
+        result.fill_(torch.nan)
 
 
 def _tile(query: Tensor, *, few: bool) -> Tile:

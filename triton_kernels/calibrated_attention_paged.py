@@ -31,13 +31,9 @@ def calibrated_attention_paged(
     Offsets and lengths stay on the device: every request gets as many programs as the longest may need.
     """
     (T, H, D), R, G = query.shape, len(key_lengths), rule.shape[2] if return_mass else 0
-    # what no program writes, rows of no request or beyond max_query_length, is NaN
-    shapes = ((T, H, D), (T, H), (T, H, G))
-    dtypes = (query.dtype, torch.float32, torch.float32)
-    output, lse, mass = (
-        torch.full(shape, torch.nan, dtype=dtype, device=query.device)
-        for shape, dtype in zip(shapes, dtypes, strict=True)
-    )
+    numbers = {"dtype": torch.float32, "device": query.device}
+    output = torch.empty(T, H, D, dtype=query.dtype, device=query.device)
+    lse, mass = torch.empty(T, H, **numbers), torch.empty(T, H, G, **numbers)
     layout = Layout(
         B=R,
         rows=min(max_query_length, T),

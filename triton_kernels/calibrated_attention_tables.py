@@ -9,6 +9,7 @@ PROGRAMS = 296  # programs wanted at once: 2 on each of 148 processors (B200; H1
 SPLIT_KEYS = 256  # a range of keys is not shorter: its result costs as much as 2 keys to write and to merge
 SPLITS = 64  # nor are there more of them
 MASSES = 2048  # of a block's rows and classes, at most
+MERGE_WARPS = 8
 
 
 class Tile(NamedTuple):
@@ -58,6 +59,7 @@ FEW: dict[int, Table] = {
 BLOCKS_OF: dict[tuple[str, int], Table] = {
     ("sm_80", 2): {128: Tile(64, 32, 8, 2, 128)},
     ("sm_90", 2): {64: Tile(128, 64, 8, 2, 64), 128: Tile(128, 64, 8, 2, 128)},
+    ("sm_90", 4): {128: Tile(32, 16, 8, 2, 32)},
     ("gfx942", 2): {64: Tile(64, 64, 4, 2, 64), 128: Tile(64, 64, 4, 2, 128)},
 }
 FEW_OF: dict[tuple[str, int], Table] = {("gfx942", 2): {256: Tile(16, 32, 8, 2, 128)}}

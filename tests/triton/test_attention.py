@@ -16,9 +16,9 @@ from guardcore import reference
 NAMES = ("query", "key", "value", "key_class", "rule", "row_mask", "key_mask", "key_group", "query_start")
 
 # (B, Hq, Hkv, Q, K, D), each with its reason
-FEW = (2, 6, 2, 3, 45, 20)  # all heads of a key-value head in one block of 16 rows, a width that is padded
+FEW = (2, 3, 1, 3, 45, 20)  # all heads of a key-value head in one block of 16 rows, a width that is padded
 BLOCKS = (1, 2, 1, 130, 70, 16)  # several blocks, more rows than there are keys
-RANGES = (1, 4, 2, 2, 600, 16)  # keys in two ranges, which are merged
+RANGES = (1, 2, 1, 2, 530, 16)  # keys in two ranges, which are merged
 
 
 def causal(shape: tuple[int, ...]) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def test_ranges_of_the_keys_are_merged(interpreted, draw_attention, view) -> Non
     check(launch(interpreted, problem, mass=False), problem)
 
 
-@pytest.mark.parametrize("view", [causal, windowed, capped, grouped])
+@pytest.mark.parametrize("view", [windowed, pytest.param(capped, marks=pytest.mark.slow), grouped])
 def test_blocks_without_masses(interpreted, draw_attention, view) -> None:
     """Their tiles are others."""
     problem = draw_attention(BLOCKS) | view(BLOCKS)
@@ -129,7 +129,7 @@ def test_long_sequences(interpreted, draw_attention, rule, view) -> None:
         check(launch(interpreted, problem, mass=False), problem)
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 1, 40, 70, 128), (1, 4, 2, 1, 600, 64)], ids=["blocks", "ranges"])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 40, 70, 128), (1, 2, 1, 1, 530, 64)], ids=["blocks", "ranges"])
 @pytest.mark.parametrize("view", [causal, everything])
 def test_three_tf32_products_are_accurate_enough(interpreted, draw_attention, shape, view) -> None:
     """Multiplied as matrix units may do at worst, float32 still keeps the bounds of the CPU's kernels."""
@@ -147,7 +147,7 @@ def test_three_tf32_products_are_accurate_enough_for_long_sequences(interpreted,
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rule", ["mixed", "strong"])
-@pytest.mark.parametrize("shape", [(2, 4, 2, 40, 70, 64), (1, 4, 2, 1, 600, 64)], ids=["blocks", "ranges"])
+@pytest.mark.parametrize("shape", [(1, 2, 1, 40, 70, 64), (1, 4, 2, 1, 600, 64)], ids=["blocks", "ranges"])
 def test_half_precision_errs_at_most_twice_as_much_as_torch(interpreted, draw_attention, shape, rule, dtype) -> None:
     """Torch gets the rule's effect as a float32 mask over all pairs."""
     problem = draw_attention(shape, rule, dtype) | causal(shape)
@@ -155,7 +155,7 @@ def test_half_precision_errs_at_most_twice_as_much_as_torch(interpreted, draw_at
     key, value = (problem[name].repeat_interleave(2, 1) for name in ("key", "value"))
     s = problem["query"].double() @ key.double().transpose(-1, -2) * D**-0.5
     linear, quadratic, additive = (
-        part.gather(2, problem["key_class"].long()[:, None].expand(-1, 4, -1))[:, :, None]
+        part.gather(2, problem["key_class"].long()[:, None].expand(-1, shape[1], -1))[:, :, None]
         for part in problem["rule"].double().index_fill(2, torch.tensor(0), 0).unbind(-1)
     )
     mask = linear * s.relu() + quadratic * s.relu() ** 2 + additive

@@ -13,7 +13,7 @@ from torch import Tensor
 from guardcore import reference
 
 NAMES = ("query", "key", "value", "key_class", "rule", "row_mask", "key_mask", "key_group", "query_start")
-SHAPE = (3, 4, 2, 20, 45, 16)  # blocks of rows
+SHAPE = (3, 2, 2, 20, 45, 16)  # blocks of rows
 FEW = (3, 4, 2, 3, 45, 16)  # all rows and heads of a key-value head in one block
 RANGES = (2, 2, 1, 2, 530, 16)  # keys in two ranges, as no masses are asked for
 ANY = pytest.mark.parametrize("shape", [SHAPE, FEW], ids=["blocks", "few-rows"])
@@ -53,7 +53,7 @@ def test_rows_without_a_visible_key_are_zero(interpreted, draw_attention, shape,
     torch.testing.assert_close(mass[~empty].sum(-1), torch.ones(H * (Q - early)), atol=2e-6, rtol=0.0)
 
 
-@pytest.mark.parametrize("start", [-(2**40), -50, 60, 2**40])
+@pytest.mark.parametrize("start", [-(2**40), 2**40])
 @pytest.mark.parametrize("window", [None, 7])
 def test_positions_far_outside(interpreted, draw_attention, start, window) -> None:
     problem = draw_attention(FEW) | {"is_causal": True, "window": window, "query_start": torch.full((3,), start)}
@@ -95,7 +95,7 @@ def test_hidden_keys_may_hold_anything(interpreted, draw_attention, bad, grouped
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
-@ANY
+@pytest.mark.parametrize("shape", [pytest.param(SHAPE, marks=pytest.mark.slow), FEW], ids=["blocks", "few-rows"])
 def test_nan_in_an_item_spoils_no_other(interpreted, draw_attention, shape, name) -> None:
     problem = draw_attention(shape) | {"is_causal": True}
     expected = launch(interpreted, problem)
@@ -110,9 +110,9 @@ def test_nan_in_an_item_spoils_no_other(interpreted, draw_attention, shape, name
 def test_nan_in_a_query_spoils_its_row_only(interpreted, draw_attention, shape) -> None:
     problem = draw_attention(shape)
     expected = launch(interpreted, problem)
-    problem["query"][1, 2, 1, 4] = math.nan
+    problem["query"][1, 1, 1, 4] = math.nan
     got, bad = launch(interpreted, problem), torch.zeros(*expected[1].shape, dtype=torch.bool)
-    bad[1, 2, 1] = True
+    bad[1, 1, 1] = True
     assert all(bool(field[bad].isnan().all()) for field in got)
     same(got, expected, ~bad)
 
@@ -134,8 +134,8 @@ def test_rows_that_see_a_bad_value_are_not_finite(interpreted, draw_attention, b
     problem = draw_attention(SHAPE) | {"is_causal": True}
     problem["value"][1, 0, 30, 5] = bad
     out, lse, mass = launch(interpreted, problem)
-    assert not bool(out[1, :2, 5:, 5].isfinite().any())  # row 5 is at key 30
-    assert all(bool(field.isfinite().all()) for field in (out[[0, 2]], out[1, 2:], lse, mass))
+    assert not bool(out[1, 0, 5:, 5].isfinite().any())  # row 5 is at key 30
+    assert all(bool(field.isfinite().all()) for field in (out[[0, 2]], out[1, 1:], lse, mass))
 
 
 def test_class_0_is_untouched_whatever_the_rule_says(interpreted, draw_attention) -> None:
@@ -145,7 +145,9 @@ def test_class_0_is_untouched_whatever_the_rule_says(interpreted, draw_attention
     same(launch(interpreted, problem), expected)
 
 
-@pytest.mark.parametrize("column", [0, 1, 2], ids=["linear", "quadratic", "additive"])
+@pytest.mark.parametrize(
+    "column", [0, pytest.param(1, marks=pytest.mark.slow), 2], ids=["linear", "quadratic", "additive"]
+)
 def test_overwhelming_rules_leave_the_span_alone(interpreted, draw_attention, column) -> None:
     """All attention goes to keys of class 1, of which each row here has one with a score clearly above the others."""
     problem = draw_attention(SHAPE, "zero")
@@ -153,7 +155,7 @@ def test_overwhelming_rules_leave_the_span_alone(interpreted, draw_attention, co
     problem["rule"][:, :, 1, column] = 1e9
     got = launch(interpreted, problem)
     assert all(bool(field.isfinite().all()) for field in got)
-    torch.testing.assert_close(got[2][..., 1], torch.ones(3, 4, 20), atol=2e-6, rtol=0.0)
+    torch.testing.assert_close(got[2][..., 1], torch.ones(3, 2, 20), atol=2e-6, rtol=0.0)
 
 
 def test_overwhelming_suppression_is_removal(interpreted, draw_attention) -> None:
@@ -189,9 +191,8 @@ def by_column(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("layout", [heads_by_row, in_a_cache, by_column])
-@ANY
-def test_any_strides(interpreted, draw_attention, shape, layout) -> None:
-    problem = draw_attention(shape) | {"is_causal": True}
+def test_any_strides(interpreted, draw_attention, layout) -> None:
+    problem = draw_attention(FEW) | {"is_causal": True}
     expected = launch(interpreted, problem)
     same(launch(interpreted, problem | {name: layout(problem[name]) for name in ("query", "key", "value")}), expected)
 

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from guardcore.triton_kernels import joint_sinkhorn, sinkhorn
+from guardcore.triton_kernels import calibrated_attention, calibrated_attention_paged, joint_sinkhorn, sinkhorn
+from guardcore.triton_kernels.calibrated_attention_tables import (
+    WIDTHS,
+    rows_of,
+    splits_for,
+    width_of,
+)
+from guardcore.triton_kernels.calibrated_attention_tables import (
+    tile_for as attention_tile,
+)
 from guardcore.triton_kernels.sinkhorn import WORKSPACE_BYTES, categories_at_once, tile_for
 from guardcore.triton_kernels.sweeps import STREAMS, stream_for
 
@@ -17,6 +26,7 @@ KERNELS = {
     "cosine": ("row_scale_kernel",),
     "sinkhorn": ("register_kernel", "stream_kernel"),
     "joint_sinkhorn": ("cosine_kernel", "joint_kernel", "share_kernel"),
+    "calibrated_attention": ("attention_kernel", "merge_kernel"),
 }
 
 
@@ -125,3 +135,59 @@ def test_the_workspace_of_a_large_batch_keeps_its_bound(dtype: torch.dtype, mega
     x, p = torch.empty(256, 577, 768, dtype=dtype, device="meta"), torch.empty(16, 64, 768, dtype=dtype, device="meta")
     assert sinkhorn.workspace_numel(x, p) * 4 <= megabytes << 20
     assert sinkhorn.workspace_numel(x[:, :197], p[:, :32]) * 4 <= 1 << 20  # in registers: lengths only; views, too
+
+
+PREPARED = VIEWS | {"empty", "fill_", "transpose", "expand", "unsqueeze"}  # nothing that waits for the device
+
+
+@pytest.mark.parametrize("mass", [False, True])
+@pytest.mark.parametrize(("Q", "kernels"), [(1, 2), (70, 1)], ids=["few-rows", "blocks"])
+def test_launching_attention_copies_no_keys_and_waits_for_nothing(
+    calls: Calls, Q: int, kernels: int, mass: bool
+) -> None:
+    query, cache = torch.zeros(2, 4, Q, 16), torch.zeros(2, 600, 2, 16).transpose(1, 2)  # as hosts lay them out
+    kinds, rule, start = torch.zeros(2, 600, dtype=torch.uint8), torch.zeros(1, 4, 3, 3), torch.zeros(2).long()
+    masks = (torch.ones(2, Q, dtype=torch.bool), torch.ones(2, 600, dtype=torch.bool), torch.zeros(2, 600).long())
+    with Operations() as operations:
+        calibrated_attention.calibrated_attention(
+            query, cache, cache, kinds, rule, *masks, start, True, 0.25, 9, 3.0, mass
+        )  # fmt: skip
+    assert set(operations.names) <= PREPARED
+    assert len(calls.made) == (1 if mass else kernels)
+    assert calls.made[0][1] is cache
+
+
+@pytest.mark.parametrize("most", [1, 70])
+def test_launching_paged_attention_copies_no_pages_and_waits_for_nothing(calls: Calls, most: int) -> None:
+    query, cache, table = torch.zeros(75, 4, 16), torch.zeros(40, 16, 2, 16), torch.zeros(6, 38, dtype=torch.int32)
+    offsets, lengths = torch.zeros(7, dtype=torch.int32), torch.zeros(6, dtype=torch.int32)
+    kinds, rule = torch.zeros(6, 600, dtype=torch.uint8), torch.zeros(6, 4, 3, 3)
+    with Operations() as operations:
+        calibrated_attention_paged.calibrated_attention_paged(
+            query, cache, cache, table, offsets, lengths, kinds, rule, None, 0.25, 9, 3.0, most, False
+        )  # fmt: skip
+    assert set(operations.names) <= PREPARED
+    assert len(calls.made) == (2 if most == 1 else 1)
+    assert calls.made[0][1].data_ptr() == cache.data_ptr()
+
+
+def test_every_width_of_a_head_gets_the_narrowest_tile_that_holds_it() -> None:
+    for D in range(1, WIDTHS[-1] + 1):
+        assert D <= width_of(D) == min(width for width in WIDTHS if width >= D)
+    for few in (False, True):
+        for size in (2, 4):
+            for width in WIDTHS:
+                tile = attention_tile(width, size, "sm_90", few=few)
+                assert width % tile.depth == 0
+                assert tile.rows >= 16
+
+
+def test_blocks_have_no_more_rows_than_items_or_masses_ask_for() -> None:
+    tile = attention_tile(128, 2, "sm_90", few=False)
+    assert [rows_of(tile, rows, 1) for rows in (1, 17, 1000)] == [16, 32, 128]
+    assert [rows_of(tile, 1000, classes) for classes in (5, 33, 256)] == [128, 32, 16]
+
+
+def test_keys_are_split_to_fill_the_device_into_ranges_that_are_not_short() -> None:
+    assert [splits_for(K, 1) for K in (0, 1, 511, 512, 4096, 10**6)] == [1, 1, 1, 2, 16, 64]
+    assert [splits_for(4096, units) for units in (64, 100, 1000)] == [5, 3, 1]

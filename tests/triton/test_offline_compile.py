@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench import gpu_compile
+from bench import gpu_attention, gpu_compile
 from bench.gpu_compile import CLASSES, TARGETS, Resources, compile_for, complaints, resources
 from guardcore.triton_kernels import sinkhorn_kernels
+from guardcore.triton_kernels.calibrated_attention_tables import WIDTHS, tile_for
 
 QUICK = [("sm_90", "fp32", "registers-256x32"), ("sm_90", "bf16", "stream-64"), ("gfx942", "bf16", "registers-64x16")]
 SOUND = Resources(registers=128, spilled=0, shared=1 << 15, tensor_memory=64, stores=8, matrix_instructions=4)
@@ -42,6 +43,26 @@ def test_the_matrix_has_every_class_on_every_device() -> None:
     for target in TARGETS:
         for name, kernel in CLASSES.items():
             assert {dtype for t, dtype, n in cells if (t, n) == (target, name)} == set(kernel.dtypes)
+
+
+@pytest.mark.parametrize(("target", "dtype", "name"), [("sm_90", "bf16", "block-128"), ("gfx942", "fp32", "decode-64")])
+def test_attention_fits_its_device(target: str, dtype: str, name: str) -> None:
+    needs = resources(gpu_attention.compile_class(name, dtype, target))
+    assert not complaints(needs, TARGETS[target], dot=True), needs
+
+
+def test_the_matrix_has_every_tile_of_attention() -> None:
+    cells = gpu_attention.matrix()
+    assert {target for target, *_ in cells} == set(TARGETS)
+    for few, use in ((False, "block"), (True, "marked"), (True, "decode")):
+        for width in WIDTHS:
+            tiles = {tile_for(width, size, target, few=few)[1:] for target in TARGETS for size in (2, 4)}
+            compiled = {
+                gpu_attention.tile_of(name, dtype, target)[1:]
+                for target, dtype, name in cells
+                if name == f"{use}-{width}"
+            }
+            assert compiled == tiles
 
 
 @pytest.mark.slow
