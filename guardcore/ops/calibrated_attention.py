@@ -81,7 +81,8 @@ def calibrated_attention(
 
     Returns:
         AttentionOutput. A row that sees no key, or removed ones only, has output 0, lse -inf and mass 0. A NaN in a
-        query's row, or in a key or value that a row sees, makes that row NaN; other items are untouched.
+        query's row, or in a key or value that a row sees, makes that row NaN; other items are untouched. Whether a NaN
+        in a removed key shows is left open.
 
     Raises:
         NotImplementedError: in backward, and for tangents (forward-mode derivatives, not looked for in compiled
