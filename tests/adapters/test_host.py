@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,22 @@ def test_models_that_cannot_mix_kinds_of_requests_get_them_apart(
         assert caught.value.index == 1
 
 
+def test_pictures_in_turn_are_refused_by_a_rule_for_cross_attention(
+    tiny: Callable[[str], Any], picture: Callable[..., Image.Image]
+) -> None:
+    """The prefix's rule does not touch those layers, so that it serves two pictures as well."""
+    model = tiny("mllama")
+    request = Request("Compare them", (picture(), picture(seed=1)), PREFIX)
+    with attach(Undefended(), model.model, model.processor) as guarded:
+        host = guarded.host
+        heard = host.generate([replace(request, calibration=STRONG)], max_new_tokens=2)
+        assert [mass.layer for mass in heard[0].masses] == [0, 2, 3, 5]
+        image = AttentionCalibration(rules={"image": "log_gain:2"}, layers=(0, 1))
+        assert host.generate([replace(request, images=request.images[:1], calibration=image)], max_new_tokens=2)
+        with pytest.raises(UnsupportedError, match="see different pictures"):
+            host.generate([replace(request, calibration=image)], max_new_tokens=2)
+
+
 def test_several_sequences_belong_to_their_request(guarded: Guarded, picture: Callable[..., Image.Image]) -> None:
     torch.manual_seed(0)
     settings = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
@@ -202,6 +219,8 @@ def test_attach_says_what_is_wrong(tiny: Callable[[str], Any], guarded: Guarded)
     model = tiny("llava")
     with pytest.raises(TypeError, match="guard: expected a defense"):
         attach(object(), model.model, model.processor)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="LlavaModel can't generate"):
+        attach(Undefended(), model.model.model, model.processor)
     with pytest.raises(ValueError, match="processor"):
         attach(Undefended(), model.model, object())
     with pytest.raises(RuntimeError, match="attached already"):

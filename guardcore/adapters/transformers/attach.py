@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from guardcore.adapters.transformers.attachment import Attachment
 from guardcore.adapters.transformers.host import TransformersHost
 from guardcore.adapters.transformers.prompt import check_processor
+from guardcore.adapters.transformers.support import UnsupportedError
 from guardcore.defenses.protocol import Answer, Defense, Request
 from guardcore.images.opening import ImageError, open_image
 
@@ -72,6 +73,7 @@ class Guarded:
             RuntimeError: a generation is running in this thread. One in another thread is waited for.
         """
         self._attachment.detach()
+        self.host.forget()
 
     def __enter__(self) -> Guarded:
         return self
@@ -105,6 +107,8 @@ def attach(guard: Defense, model: Any, processor: Any, *, trace: bool = True) ->
     """
     if not isinstance(guard, Defense):
         raise TypeError(f"guard: expected a defense such as guardcore.GuardAlign; got {type(guard).__name__}")
+    if not callable(getattr(model, "generate", None)):
+        raise UnsupportedError(f"{type(model).__name__} can't generate")
     check_processor(processor)
     attachment = Attachment(model)
     return Guarded(guard, TransformersHost(model, processor, attachment, trace=trace), attachment)

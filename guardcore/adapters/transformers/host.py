@@ -82,6 +82,11 @@ class TransformersHost:
         tower, why = self._share(detector)
         return f"the model's own tower ({why})" if tower is not None else f"the detector's encoder: {why}"
 
+    def forget(self) -> None:
+        """Free what is remembered of the pictures screened last."""
+        if self._screened is not None:
+            self._screened.forget()
+
     def _share(self, detector: Detector) -> tuple[SharedTower | None, str]:
         """The tower that can serve a detector, and why (not); found once a detector."""
         if id(detector) not in self._shares:

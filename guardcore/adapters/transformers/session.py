@@ -198,7 +198,7 @@ class Session:
             if sees.rows == 1 or torch.compiler.is_compiling():
                 return None  # decoding: to read the device would hold up every step
             first = int(first)
-        if first == 0 and sees.rows < self._slots:
+        if first == 0 and self._slots and not self._slots <= sees.rows <= self._slots + 1:
             raise UnsupportedError(
                 f"a pass of {sees.rows} tokens from the start of a sequence after {self._slots} tokens of this one: "
                 "guidance by a second prompt can't be calibrated"

@@ -76,12 +76,14 @@ def find_text_model(model: Any) -> TextModel:
     """Find the text side of a model of transformers.
 
     Raises:
-        UnsupportedError: it has none, is an encoder-decoder, or has no layer that can be calibrated.
+        UnsupportedError: it has none, is an encoder-decoder or on several devices, or no layer can be calibrated.
     """
     name = type(model).__name__
     if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
         raise UnsupportedError(f"{name} is no model of transformers with an attention interface")
-    if model.config.is_encoder_decoder:
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        raise UnsupportedError(f"{name} is spread over several devices; put it on one")
+    if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedError(f"{name} is an encoder-decoder: its prompt and its answer are not one sequence")
     config = model.config.get_text_config(decoder=True)
     path = _path(model.config, config)
