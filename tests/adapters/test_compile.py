@@ -88,15 +88,16 @@ def test_another_thread_does_not_meet_the_calibrated_graph(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gemma3", "paligemma", "qwen2_vl"])
-def test_masks_with_windows_and_blocks_break_the_graph_and_stay_right(
+@pytest.mark.parametrize("name", ["paligemma", "qwen2_vl"])
+def test_masks_with_blocks_break_the_graph_and_stay_right(
     tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model = tiny(name)
     batch = calibrated_batch(model)
-    expected = batch.expected(model.model)
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3}
+    expected = batch.expected(model.model, **settings)
     compiled(model.model, monkeypatch)
-    assert same(batch.calibrated(model.model), expected)
+    assert same(batch.calibrated(model.model, **settings), expected)
 
 
 @pytest.mark.slow

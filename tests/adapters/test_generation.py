@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from bench.calibrated_batch import calibrated_batch, distance
+from bench.tiny_models import FAMILIES
+from guardcore.calibration.attention_calibration import AttentionCalibration
 
 TOLERANCE = 1e-4
 
@@ -17,8 +20,39 @@ def same(found: Any, expected: Any) -> bool:
     return torch.equal(found.sequences, expected.sequences) and bool((distance(found, expected) <= TOLERANCE).all())
 
 
-@pytest.mark.parametrize("name", ["llava", "gemma3", pytest.param("paligemma", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cache", ["dynamic", pytest.param("static", marks=pytest.mark.slow)])
+WAYS: tuple[dict[str, Any], ...] = (
+    {"cache_implementation": "static"},
+    {"prefill_chunk_size": 17},
+    {"prefill_chunk_size": 17, "cache_implementation": "static"},
+    {"use_cache": False},
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "gemma3" else pytest.mark.slow) for n in FAMILIES])
+def test_a_rule_without_effect_sees_what_the_model_sees(tiny: Callable[[str], Any], name: str) -> None:
+    """Against the same way to generate: transformers cuts pictures at chunks, and gives each way other logits."""
+    model = tiny(name)
+    idle = AttentionCalibration(rules={"prefix": "log_gain:1.0000001"}, layers=(0, 1, 2, 3, 4, 5))
+    batch = replace(calibrated_batch(model), calibrations=(idle,) * 3)
+    for settings in WAYS:
+        try:
+            plain = batch.plain(model.model, **settings)
+        except (ValueError, IndexError, RuntimeError):  # transformers can't prefill some families in chunks
+            assert "prefill_chunk_size" in settings
+            continue
+        assert same(batch.calibrated(model.model, **settings), plain), settings
+
+
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        ("llava", "dynamic"),
+        ("gemma3", "dynamic"),
+        pytest.param("llava", "static", marks=pytest.mark.slow),
+        pytest.param("paligemma", "dynamic", marks=pytest.mark.slow),
+        pytest.param("paligemma", "static", marks=pytest.mark.slow),
+    ],
+)
 def test_prefill_in_chunks(tiny: Callable[[str], Any], name: str, cache: str) -> None:
     """17 slots at a time: chunks begin and end inside pictures, padding and spans, and the window of 16 is crossed."""
     model = tiny(name)
