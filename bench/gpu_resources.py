@@ -233,8 +233,8 @@ kernels compiled offline, and no time is known. What was and what was not looked
 * Compiled for each device as the launcher would, the larger code (causality, window, cap, row mask, and what else the
   use takes): no spill, memory within the device's limits, stores and matrix instructions, for every row of the launch
   tables. The tables were chosen by that alone. They are a start for whoever tunes on a device, not the end.
-* Keys and values of the tiles that every row sees are loaded asynchronously ahead of their use (seen in the compiler's
-  output for sm_80); the rule is a scalar branch there. Whether that hides its cost is for a measurement.
+* Keys and values are loaded asynchronously, 16 bytes at once, ahead of their use, in spite of the rule's scalar branch
+  (seen in the compiler's output for bfloat16 on sm_80 and sm_90). Whether that hides its cost is for a measurement.
 
 Cells: rows x keys of a tile and warps, then as above. `block-D`: rows of a prefill, heads up to D wide. `paged-block`:
 over pages of 16. `marked`: with key groups and masses. `few`: 4 heads of a key-value head, over ranges of the keys.

@@ -42,7 +42,7 @@ def product(
 ):  # fmt: skip
     """<q_i, k_j> [BM, BN] of rows p_query[BM] and keys p_key[BN], BC of the BD numbers at once.
 
-    Fewer than all are for float32, whose factors take registers; rows are read again then, and b_q is not used.
+    Fewer than all are for float32 and wide heads, which take registers; rows are read again then, b_q is not used.
     """
     o_d = tl.arange(0, BC)
     if BC == BD:

@@ -12,7 +12,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def hyperbolic_tangent(b_x):
-    """The tangent within 2e-7 relative: an odd polynomial, fitted, near 0, where 1 - 2 / (exp(2x) + 1) would cancel."""
+    """Of every x, within 2e-7 relative: a fitted odd polynomial near 0, where 1 - 2 / (exp(2x) + 1) would cancel."""
     b_z = b_x * b_x
     b_p = b_z * -6.104947998e-03 + 2.100364121e-02
     b_p = b_p * b_z - 5.385249747e-02
@@ -40,7 +40,7 @@ def present(b_class):
 
 @triton.jit
 def calibrated(b_s, m_rule, b_class, p_rule, o_rule, least, largest, G):
-    """Scores s + linear relu(s) + quadratic relu(s)^2 + additive: of rows m_rule[BM], keys of classes least ... largest.
+    """Scores s + linear relu(s) + quadratic relu(s)^2 + additive of rows m_rule[BM], keys of classes least ... largest.
 
     o_rule: where the rule[G, 3] of a row lies, [BM] or one for all. NaN for a class of G or more. Class by class, as
     coefficients of every key would take a register each. In Horner's order a product is 0 where its coefficients are.

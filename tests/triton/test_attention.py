@@ -92,8 +92,12 @@ def check(got: Any, problem: dict[str, Any]) -> None:
         assert excess(got[2], truth.mass, truth.lse) <= 2
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("shape", [FEW, BLOCKS], ids=["few-rows", "blocks"])
+SLOW = pytest.mark.slow
+HERE = [(FEW, view) for view in VIEWS] + [(BLOCKS, view) for view in (windowed, everything)]
+ELSEWHERE = [pytest.param(BLOCKS, view, marks=SLOW) for view in (causal, capped, padded, some_rows, static_cache)]
+
+
+@pytest.mark.parametrize(("shape", "view"), HERE + ELSEWHERE)
 def test_is_the_definition(interpreted, draw_attention, shape, view) -> None:
     problem = draw_attention(shape) | view(shape)
     check(launch(interpreted, problem), problem)

@@ -75,8 +75,9 @@ def test_a_range_without_visible_keys_has_no_weight(interpreted, draw_attention)
     assert bool((lse[1] == -math.inf).all())
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "grouped"), [(math.nan, False), (math.nan, True), pytest.param(math.inf, True, marks=pytest.mark.slow)]
+)
 def test_hidden_keys_may_hold_anything(interpreted, draw_attention, bad, grouped) -> None:
     """Padding before, holes, and slots of a cache that no row reaches, behind or before the window."""
     problem, j, start = draw_attention(SHAPE), torch.arange(45), torch.tensor([10, 20, 15])
@@ -129,7 +130,7 @@ def test_a_class_without_a_rule_is_nan_for_the_calibrated_rows_that_see_it(inter
     assert torch.equal(mass.isnan().all(-1), bad)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_rows_that_see_a_bad_value_are_not_finite(interpreted, draw_attention, bad) -> None:
     problem = draw_attention(SHAPE) | {"is_causal": True}
     problem["value"][1, 0, 30, 5] = bad
