@@ -35,11 +35,9 @@ def test_a_rule_without_effect_sees_what_the_model_sees(tiny: Callable[[str], An
     idle = AttentionCalibration(rules={"prefix": "log_gain:1.0000001"}, layers=(0, 1, 2, 3, 4, 5))
     batch = replace(calibrated_batch(model), calibrations=(idle,) * 3)
     for settings in WAYS:
-        try:
-            plain = batch.plain(model.model, **settings)
-        except (ValueError, IndexError, RuntimeError):  # transformers can't prefill some families in chunks
-            assert "prefill_chunk_size" in settings
-            continue
+        if name == "mllama" and "prefill_chunk_size" in settings:
+            continue  # transformers refuses
+        plain = batch.plain(model.model, **settings)
         assert same(batch.calibrated(model.model, **settings), plain), settings
 
 

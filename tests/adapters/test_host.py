@@ -215,6 +215,20 @@ def test_a_model_in_training_is_refused(guarded: Guarded, tiny: Callable[[str], 
         model.eval()
 
 
+def test_a_block_that_fails_gives_the_model_back(tiny: Callable[[str], Any]) -> None:
+    model = tiny("llava")
+    own = model.model.config.text_config._attn_implementation
+
+    def fail() -> None:
+        with attach(Undefended(), model.model, model.processor):
+            assert model.model.config.text_config._attn_implementation != own
+            raise KeyError("from within")
+
+    with pytest.raises(KeyError, match="from within"):
+        fail()
+    assert model.model.config.text_config._attn_implementation == own
+
+
 def test_attach_says_what_is_wrong(tiny: Callable[[str], Any], guarded: Guarded) -> None:
     model = tiny("llava")
     with pytest.raises(TypeError, match="guard: expected a defense"):

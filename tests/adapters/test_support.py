@@ -91,6 +91,14 @@ def test_refuses_what_is_no_model_of_transformers() -> None:
         Attachment(nn.Linear(2, 2))
 
 
+def test_an_older_transformers_is_refused_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import __version__, masking_utils
+
+    monkeypatch.setattr(masking_utils, "sdpa_mask", lambda cache_position: cache_position)
+    with pytest.raises(UnsupportedError, match=__version__):
+        Attachment(object())
+
+
 def hybrid() -> Any:
     """Three linear layers before every one that attends."""
     from transformers import Qwen3NextConfig, Qwen3NextForCausalLM

@@ -13,7 +13,7 @@ import torch
 
 from guardcore.adapters.transformers.attention import attention_function, mask_function
 from guardcore.adapters.transformers.session import Session
-from guardcore.adapters.transformers.support import UnsupportedError, find_text_model
+from guardcore.adapters.transformers.support import UnsupportedError, check_version, find_text_model
 from guardcore.adapters.transformers.visibility import visibility_reader
 from guardcore.calibration.attention_calibration import AttentionCalibration
 from guardcore.calibration.spans import TokenSpans
@@ -44,6 +44,7 @@ class Attachment:
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+        check_version()
         self.text = find_text_model(model)
         own = self._own = self.text.config._attn_implementation
         if str(own).startswith(_NAME):

@@ -103,6 +103,17 @@ def find_text_model(model: Any) -> TextModel:
     return TextModel(config, path, config.num_hidden_layers, config.num_attention_heads, scale, layers, problems)
 
 
+def check_version() -> None:
+    """Raise UnsupportedError if the installed transformers does not tell a mask function where its rows are."""
+    import transformers
+    from transformers import masking_utils
+
+    if "q_offset" not in inspect.signature(masking_utils.sdpa_mask).parameters:
+        raise UnsupportedError(
+            f"transformers {transformers.__version__} describes masks otherwise; 5.23 is known to work"
+        )
+
+
 def is_cross_attention(module: nn.Module) -> bool:
     """Whether a layer's keys are of pictures rather than of the text."""
     return bool(getattr(module, "is_cross_attention", "CrossAttention" in type(module).__name__))
