@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from guardcore.calibration.mass import LayerMass
@@ -21,6 +23,8 @@ _FORMAT = 1  # part of every fingerprint: raise it when the same fields start to
 @dataclass(frozen=True)
 class AttentionCalibration:
     """A rule for the attention of chosen rows to chosen spans, in chosen layers and heads.
+
+    Nothing in it can change: `rules` and `heads` are read-only views of copies.
 
     Attributes:
         rules: by span (`prefix`, `instruction`, `image`, `unsafe`) its rule, or text for `ScoreRule.parse`. Rule
@@ -47,9 +51,10 @@ class AttentionCalibration:
 
     def __post_init__(self) -> None:
         """Check every field, and bring it into the one form that its fingerprint knows."""
-        object.__setattr__(self, "rules", _checked_rules(self.rules))
+        heads = _checked_heads(self.heads)
+        object.__setattr__(self, "rules", MappingProxyType(_checked_rules(self.rules)))
         object.__setattr__(self, "layers", _checked_layers(self.layers))
-        object.__setattr__(self, "heads", _checked_heads(self.heads))
+        object.__setattr__(self, "heads", None if heads is None else MappingProxyType(heads))
         check_rows(self.rows)
 
     def layer_indices(self, depth: int) -> tuple[int, ...]:
@@ -84,8 +89,17 @@ class AttentionCalibration:
         text = json.dumps([_FORMAT, self.to_dict()], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def __eq__(self, other: object) -> bool:
+        # By the fingerprint: layers (0, 1) are two layers, (0.0, 1.0) are all of them, and Python calls them equal.
+        return isinstance(other, AttentionCalibration) and self.fingerprint == other.fingerprint
+
     def __hash__(self) -> int:
         return hash(self.fingerprint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Read-only views can be neither pickled nor copied, what they show can.
+        heads = None if self.heads is None else dict(self.heads)
+        return type(self), (dict(self.rules), self.layers, heads, self.rows)
 
     def __str__(self) -> str:
         rules = ", ".join(f"{name} {rule}" for name, rule in self.rules.items()) or "no rule"
@@ -109,7 +123,7 @@ class AttentionCalibration:
         if unknown:
             raise ValueError(f"calibration: expected the fields rules, layers, heads, rows; got {unknown[0]!r}")
         fields = dict(data)
-        if fields.get("heads") is not None:
+        if isinstance(fields.get("heads"), Mapping):
             fields["heads"] = {_layer_number(layer): heads for layer, heads in fields["heads"].items()}
         return cls(**fields)
 
@@ -122,7 +136,7 @@ class AttentionCalibration:
         """Read what `save` wrote; raise ValueError with the file's name, or OSError."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: brackets in brackets in brackets
             raise ValueError(f"{path}: {error}") from error
 
     def fit(self, masses: Sequence[Sequence[LayerMass]], heads: int) -> AttentionCalibration:
@@ -134,11 +148,13 @@ class AttentionCalibration:
                 before|; among equals the first. >= 1.
 
         Raises:
-            ValueError: no masses, requests with different layers or heads, or fewer pairs than `heads`.
+            TypeError: something else than masses by request.
+            ValueError: no masses, a mass that is not finite, requests with different layers or heads, or fewer pairs
+                than `heads`.
         """
         pairs = _effects(masses)
-        if not 1 <= heads <= len(pairs):
-            raise ValueError(f"heads: expected 1 to the {len(pairs)} pairs of layer and head; got {heads}")
+        if not _is_index(heads) or not 1 <= heads <= len(pairs):
+            raise ValueError(f"heads: expected 1 to the {len(pairs)} pairs of layer and head; got {heads!r}")
         kept = sorted(sorted(pairs, key=lambda pair: -pairs[pair])[:heads])
         chosen = {layer: tuple(head for own, head in kept if own == layer) for layer, _ in kept}
         return replace(self, layers=tuple(chosen), heads=chosen)
@@ -146,13 +162,18 @@ class AttentionCalibration:
 
 def _effects(masses: Sequence[Sequence[LayerMass]]) -> dict[tuple[int, int], float]:
     """By (layer, head), in order, the size of the mean change over the requests."""
+    for request in masses:
+        if not isinstance(request, Sequence) or not all(isinstance(mass, LayerMass) for mass in request):
+            raise TypeError("masses: expected for each request a sequence of LayerMass, such as its trace's masses")
     shapes = {tuple((mass.layer, len(mass.after)) for mass in request) for request in masses}
     if len(shapes) != 1 or not next(iter(shapes)):
         raise ValueError(f"masses: expected requests with the same layers and heads; got {len(shapes)} kinds, or none")
     sums: dict[tuple[int, int], float] = {}
-    for request in masses:
+    for number, request in enumerate(masses):
         for mass in request:
             for head, change in enumerate(mass.change):
+                if not math.isfinite(change):
+                    raise ValueError(f"masses: expected finite ones; request {number}, {mass}, head {head} has none")
                 sums[mass.layer, head] = sums.get((mass.layer, head), 0.0) + change
     return {pair: abs(sums[pair]) / len(masses) for pair in sorted(sums)}
 
@@ -178,7 +199,7 @@ def _is_band(layers: Sequence[float]) -> bool:
 
 
 def _checked_layers(layers: Sequence[float]) -> tuple[float, ...]:
-    if not isinstance(layers, Sequence) or isinstance(layers, str):
+    if not isinstance(layers, Sequence) or isinstance(layers, str | bytes):
         raise ValueError(f"layers: expected a band of depth or layer numbers; got {layers!r}")
     if not all(isinstance(layer, int | float) and not isinstance(layer, bool) for layer in layers):
         raise ValueError(f"layers: expected numbers; got {list(layers)!r}")
@@ -197,7 +218,8 @@ def _checked_heads(heads: Mapping[int, Sequence[int]] | None) -> dict[int, tuple
     if not isinstance(heads, Mapping) or not heads:
         raise ValueError(f"heads: expected heads by layer, or None for all; got {heads!r}")
     for layer, chosen in heads.items():
-        if not _is_index(layer) or not chosen or not all(map(_is_index, chosen)):
+        fine = isinstance(chosen, Sequence) and bool(chosen) and all(map(_is_index, chosen))
+        if not _is_index(layer) or not fine:
             raise ValueError(f"heads: expected a layer and its heads, numbers >= 0; got {layer!r}: {chosen!r}")
     return {layer: tuple(sorted(set(heads[layer]))) for layer in sorted(heads)}
 
@@ -206,7 +228,10 @@ def _is_index(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _layer_number(text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"heads: expected layer numbers; got {text!r}")
-    return int(text)
+def _layer_number(layer: object) -> int:
+    """The number that JSON writes as text; in one spelling only, so that no two entries are of the same layer."""
+    if isinstance(layer, str) and layer.isdecimal() and layer == str(int(layer)):
+        return int(layer)
+    if isinstance(layer, int) and _is_index(layer):
+        return layer
+    raise ValueError(f"heads: expected layer numbers; got {layer!r}")

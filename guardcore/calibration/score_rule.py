@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -46,14 +47,16 @@ class ScoreRule:
             fine, expected = number and 0 < self.strength < 1, "a share between 0 and 1, both excluded"
         else:
             lowest, expected = _RANGES[self.kind]
-            fine = number and lowest <= self.strength < math.inf
+            fine = number and lowest <= self.strength <= sys.float_info.max
         if not fine:
             raise ValueError(f"strength: expected {expected} for {self.kind}; got {self.strength!r}")
         object.__setattr__(self, "strength", float(self.strength))
 
     @classmethod
     def parse(cls, text: str) -> ScoreRule:
-        """Read `KIND:STRENGTH`, such as `gated:0.15`; str() gives it back. Raise ValueError."""
+        """Read `KIND:STRENGTH`, such as `gated:0.15`; str() gives it back. Raise ValueError, TypeError for no text."""
+        if not isinstance(text, str):
+            raise TypeError(f"rule: expected a string such as gated:0.15; got {type(text).__name__}")
         kind, _, strength = text.partition(":")
         try:
             number = float(strength)

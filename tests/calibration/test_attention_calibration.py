@@ -130,9 +130,12 @@ def test_fingerprints_do_not_depend_on_order_or_spelling():
         ({"layers": "9-14"}, "layers: expected a band of depth or layer numbers; got '9-14'"),
         ({"layers": ("9",)}, "layers: expected numbers"),
         ({"layers": 9}, "layers: expected a band of depth or layer numbers; got 9"),
+        ({"layers": b"\t"}, "layers: expected a band of depth or layer numbers; got b"),
         ({"heads": {}}, "heads: expected heads by layer, or None for all"),
         ({"heads": {9: ()}}, "heads: expected a layer and its heads"),
         ({"heads": {9: (-1,)}}, "heads: expected a layer and its heads"),
+        ({"heads": {9: 5}}, "heads: expected a layer and its heads, numbers >= 0; got 9: 5"),
+        ({"heads": {9: (None,)}}, "heads: expected a layer and its heads"),
         ({"heads": {"9": (1,)}}, "heads: expected a layer and its heads"),
         ({"rows": "all"}, "rows: expected 'instruction' or"),
     ],
@@ -149,6 +152,16 @@ def test_bad_fields_are_named(fields, words):
         ("[]", "expected a mapping of fields; got list"),
         ('{"gamma": 1}', "expected the fields rules, layers, heads, rows; got 'gamma'"),
         ('{"heads": {"x": [1]}}', "heads: expected layer numbers; got 'x'"),
+        ('{"heads": {"3": [1], "03": [2]}}', "heads: expected layer numbers; got '03'"),
+        ('{"heads": [1, 2]}', r"heads: expected heads by layer, or None for all; got \[1, 2\]"),
+        ('{"heads": "x"}', "heads: expected heads by layer, or None for all; got 'x'"),
+        ('{"heads": {"3": 5}}', "heads: expected a layer and its heads, numbers >= 0; got 3: 5"),
+        ('{"heads": {"3": "01"}}', "heads: expected a layer and its heads"),
+        ('{"rules": [1]}', "rules: expected a mapping of spans to rules; got list"),
+        ('{"rules": {"prefix": null}}', "rules: expected a ScoreRule for prefix; got NoneType"),
+        ('{"layers": null}', "layers: expected a band"),
+        ('{"rows": ["instruction"]}', "rows: expected 'instruction' or"),
+        ("[" * 100_000, "recursion"),
         ('{"rules": {"prefix": "gated"}}', "rule: expected KIND:STRENGTH"),
     ],
 )
@@ -157,6 +170,13 @@ def test_bad_files_are_named(text, words, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"calibration.json: .*{words}"):
         AttentionCalibration.load(path)
+
+
+def test_whole_numbers_name_layers_too():
+    made = AttentionCalibration.from_dict({"layers": [3], "heads": {3: [0]}})
+    assert made.heads == {3: (0,)}
+    with pytest.raises(ValueError, match="heads: expected layer numbers; got -3"):
+        AttentionCalibration.from_dict({"heads": {-3: [0]}})
 
 
 def masses(*changes):
@@ -187,6 +207,13 @@ def test_fit_refuses_by_name():
         AttentionCalibration().fit([one], heads=7)
     with pytest.raises(ValueError, match="got 0"):
         AttentionCalibration().fit([one], heads=0)
+    with pytest.raises(ValueError, match=r"pairs of layer and head; got 2\.0"):
+        AttentionCalibration().fit([one], heads=2.0)
+    odd = masses(0, 0, 0, 0, float("nan"), 0)
+    with pytest.raises(ValueError, match=r"masses: expected finite ones; request 1, layer 11: .*, head 1 has none"):
+        AttentionCalibration().fit([one, odd], heads=1)
+    with pytest.raises(TypeError, match="masses: expected for each request a sequence of LayerMass"):
+        AttentionCalibration().fit(one, heads=1)
     for bad in ([], [[]], [one, one[:1]]):
         with pytest.raises(ValueError, match="masses: expected requests with the same layers and heads"):
             AttentionCalibration().fit(bad, heads=1)
