@@ -13,6 +13,7 @@ from guardcore.defenses.fingerprint import digest
 from guardcore.defenses.protocol import Answer, Generation, Host, Request
 from guardcore.defenses.scorers import Scorer
 from guardcore.defenses.similarity import Similarity
+from guardcore.defenses.streaming import streamed
 from guardcore.policy.policy import Action
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class ETA:
         refusal: the text of a refusal.
 
     Raises:
+        TypeError: a setting of another type, an encoder or scorer that is none.
         ValueError: a setting out of its range, or a sentence about harm that the encoder can't read.
 
     What the paper leaves open, and what is done here: of several pictures the one nearest to harm counts; a request
@@ -79,6 +81,7 @@ class ETA:
         on_error: Action = "block",
         refusal: str = REFUSAL,
     ) -> None:
+        _check_types(encoder, scorer, harm=harm, answer_start=answer_start, refusal=refusal)
         _check_counts(
             candidates=candidates, top_k=top_k, sentence_tokens=sentence_tokens, max_new_tokens=max_new_tokens
         )
@@ -112,11 +115,11 @@ class ETA:
         Raises:
             ValueError: `num_return_sequences` other than 1, or a `streamer`: answers may still be replaced.
         """
-        for name in ("num_return_sequences", "streamer"):
-            if generation.get(name) not in (None, 1):
-                raise ValueError(
-                    f"{name}: expected none with ETA, which may replace an answer; got {generation[name]!r}"
-                )
+        with streamed(generation):
+            for name in ("num_return_sequences", "streamer"):
+                if generation.get(name) not in (None, 1):
+                    told = f"expected none with ETA, which may replace an answer; got {generation[name]!r}"
+                    raise ValueError(f"{name}: {told}")
         cases = open_cases(requests)
         settle_unopened(cases, self.on_error)
         generate(host, cases, generation)
@@ -183,13 +186,26 @@ class ETA:
             case.generations = [Generation(draft.text, draft.token_ids, seconds={"generate": seconds})]
 
 
+def _check_types(encoder: object, scorer: object, **texts: object) -> None:
+    if not callable(getattr(encoder, "embed_texts", None)):
+        raise TypeError(f"encoder: expected one such as guardcore.load_encoder gives; got {type(encoder).__name__}")
+    if not callable(getattr(scorer, "score", None)):
+        raise TypeError(f"scorer: expected one such as PhraseScorer(); got {type(scorer).__name__}")
+    for name, value in texts.items():
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: expected a string; got {type(value).__name__}")
+
+
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: expected a whole number >= 1; got {value!r}")
 
 
 def _check_numbers(temperature: float, alpha: float, image_threshold: float) -> None:
+    for name, value in (("temperature", temperature), ("alpha", alpha), ("image_threshold", image_threshold)):
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name}: expected a number; got {type(value).__name__}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature: expected a finite number > 0; got {temperature!r}")
     if not 0 <= alpha < math.inf:

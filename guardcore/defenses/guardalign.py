@@ -13,6 +13,7 @@ from guardcore.defenses.fingerprint import digest
 from guardcore.defenses.prefix import SAFETY_PREFIX, add_prefix
 from guardcore.defenses.protocol import Answer, Host, Request
 from guardcore.defenses.screening import screen
+from guardcore.defenses.streaming import streamed
 from guardcore.policy.policy import Action
 from guardcore.redaction import RedactionStyle
 
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from guardcore.detector.detector import Detector
 
 
+_DEFAULT = AttentionCalibration()
+
+
 class GuardAlign:
     """Screens pictures, covers unsafe regions, prefixes the instruction, calibrates attention, and generates once.
 
-    Every stage can be switched off by None (an empty prefix likewise), and each answer's trace says of every stage
+    Every stage can be switched off by None (a blank prefix likewise), and each answer's trace says of every stage
     whether it was done and why: `screen`, `redact`, `prefix`, `calibrate`, `generate`.
 
     Args:
@@ -37,6 +41,7 @@ class GuardAlign:
         refusal: the text of a refusal.
 
     Raises:
+        TypeError: a detector that can't screen, a calibration that is none, a text that is none.
         ValueError: an unknown style or action.
 
     What the paper leaves open, and what is done here:
@@ -61,11 +66,12 @@ class GuardAlign:
         detector: Detector | None,
         *,
         prefix: str | None = SAFETY_PREFIX,
-        calibration: AttentionCalibration | None = AttentionCalibration(),  # noqa: B008 - frozen
+        calibration: AttentionCalibration | None = _DEFAULT,
         redaction: RedactionStyle | None = "zero",
         on_error: Action | None = None,
         refusal: str = REFUSAL,
     ) -> None:
+        _check_types(detector, prefix, calibration, refusal)
         if redaction is not None and redaction not in get_args(RedactionStyle):
             raise ValueError(f"redaction: expected one of {', '.join(get_args(RedactionStyle))}; got {redaction!r}")
         if on_error is not None and on_error not in get_args(Action):
@@ -92,15 +98,16 @@ class GuardAlign:
 
     def answer(self, host: Host, requests: Sequence[Request], **generation: Any) -> list[Answer]:
         """Answer a batch with one call of the host's `generate`; see `guardcore.defenses.protocol.Defense`."""
-        cases = open_cases(requests)
-        screen(host, self.detector, cases, self.on_error)
-        for case in ongoing(cases, "redact"):
-            self._redact(case)
-        add_prefix(cases, self.prefix)
-        for case in ongoing(cases, "calibrate"):
-            self._calibrate(case)
-        generate(host, cases, generation)
-        return answers(cases, generation, self.refusal)
+        with streamed(generation) as options:
+            cases = open_cases(requests)
+            screen(host, self.detector, cases, self.on_error)
+            for case in ongoing(cases, "redact"):
+                self._redact(case)
+            add_prefix(cases, self.prefix)
+            for case in ongoing(cases, "calibrate"):
+                self._calibrate(case)
+            generate(host, cases, options)
+            return answers(cases, options, self.refusal)
 
     def _redact(self, case: Case) -> None:
         """Cover the flagged regions, then leave out what can't be shown to a model at all."""
@@ -126,16 +133,51 @@ class GuardAlign:
     def _calibrate(self, case: Case) -> None:
         """Give the request its calibration; without anything that it could act on, the model runs as it is."""
         calibration = case.request.calibration or self.calibration
-        classes = frozenset() if calibration is None else calibration.classes
-        if not case.request.prefix:
-            classes -= {TokenClass.PREFIX}
         if calibration is None:
-            reason = "switched off"
-        elif not classes:
-            reason = "there is no prefix to hear" if calibration.classes else "no rule changes anything"
-            calibration = None
+            case.note("calibrate", False, "switched off")
+            return
+        present = _present(case.request)
+        found, lost = calibration.classes & present, sorted(calibration.classes - present)
+        missing = ", ".join(_MISSING[kind] for kind in lost)
+        if not calibration.classes:
+            why_not = "no rule changes anything"
+        elif not found:
+            why_not = f"nothing to act on: {missing}"
+        elif calibration.rows == "instruction" and TokenClass.INSTRUCTION not in present:
+            why_not = f"no row to act in: {_MISSING[TokenClass.INSTRUCTION]}"
         else:
-            reason = str(calibration)
-        unsafe = case.request.unsafe if TokenClass.UNSAFE in classes else ()
-        case.change(calibration=calibration, unsafe=unsafe)
-        case.note("calibrate", calibration is not None, reason)
+            why_not = ""
+        unsafe = case.request.unsafe if TokenClass.UNSAFE in found and not why_not else ()
+        case.change(calibration=None if why_not else calibration, unsafe=unsafe)
+        told = f"{calibration}; nothing else to act on: {missing}" if missing else str(calibration)
+        case.note("calibrate", not why_not, why_not or told)
+
+
+_MISSING = {
+    TokenClass.PREFIX: "no prefix",
+    TokenClass.INSTRUCTION: "no instruction",
+    TokenClass.IMAGE: "no picture",
+    TokenClass.UNSAFE: "no unsafe region",
+}
+
+
+def _present(request: Request) -> frozenset[TokenClass]:
+    """The classes that some token of the request will have."""
+    there = {
+        TokenClass.PREFIX: request.prefix.strip(),
+        TokenClass.INSTRUCTION: request.prompt.strip(),
+        TokenClass.IMAGE: request.images,
+        TokenClass.UNSAFE: any(request.unsafe),
+    }
+    return frozenset(kind for kind, some in there.items() if some)
+
+
+def _check_types(detector: object, prefix: object, calibration: object, refusal: object) -> None:
+    if detector is not None and not callable(getattr(detector, "screen", None)):
+        raise TypeError(f"detector: expected a guardcore.Detector or None; got {type(detector).__name__}")
+    if prefix is not None and not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string or None; got {type(prefix).__name__}")
+    if calibration is not None and not isinstance(calibration, AttentionCalibration):
+        raise TypeError(f"calibration: expected an AttentionCalibration or None; got {type(calibration).__name__}")
+    if not isinstance(refusal, str):
+        raise TypeError(f"refusal: expected a string; got {type(refusal).__name__}")

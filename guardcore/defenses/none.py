@@ -8,6 +8,7 @@ from typing import Any
 from guardcore.defenses.case import answers, generate, open_cases, settle_unopened
 from guardcore.defenses.fingerprint import digest
 from guardcore.defenses.protocol import Answer, Host, Request
+from guardcore.defenses.streaming import streamed
 
 
 class Undefended:
@@ -22,7 +23,8 @@ class Undefended:
 
     def answer(self, host: Host, requests: Sequence[Request], **generation: Any) -> list[Answer]:
         """Generate once; see `guardcore.defenses.protocol.Defense`."""
-        cases = open_cases(requests)
-        settle_unopened(cases)
-        generate(host, cases, generation)
-        return answers(cases, generation)
+        with streamed(generation) as options:
+            cases = open_cases(requests)
+            settle_unopened(cases)
+            generate(host, cases, options)
+            return answers(cases, options)

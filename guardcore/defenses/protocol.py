@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from guardcore.calibration.attention_calibration import AttentionCalibration
 from guardcore.calibration.mass import LayerMass
 from guardcore.calibration.spans import TokenSpans
 from guardcore.detector.regions import Region
@@ -14,7 +15,6 @@ from guardcore.detector.verdict import Verdict
 if TYPE_CHECKING:
     from PIL import Image
 
-    from guardcore.calibration.attention_calibration import AttentionCalibration
     from guardcore.detector.detector import Detector
 
 _STRICTNESS = ("allow", "review", "block")
@@ -49,7 +49,7 @@ class Request:
         unsafe: for each picture the regions whose tokens are of the class UNSAFE; empty for none.
 
     Raises:
-        TypeError: a text that is none.
+        TypeError: a field of another type; what is wrong with a picture is found out by the defense, not here.
         ValueError: `unsafe` of another length than `images`.
     """
 
@@ -62,16 +62,34 @@ class Request:
     unsafe: tuple[tuple[Region, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the texts, and take any sequence of pictures."""
-        for name in ("prompt", "prefix", "answer_start"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: expected a string; got {type(getattr(self, name)).__name__}")
-        if not isinstance(self.images, Sequence):
+        """Check every field's type, and take any sequence of pictures and regions."""
+        _check_texts(self)
+        if self.calibration is not None and not isinstance(self.calibration, AttentionCalibration):
+            told = type(self.calibration).__name__
+            raise TypeError(f"calibration: expected an AttentionCalibration or None; got {told}")
+        if not _is_sequence(self.images):
             raise TypeError(f"images: expected a sequence of PIL images; got {type(self.images).__name__}")
+        if not _is_sequence(self.unsafe) or not all(map(_are_regions, self.unsafe)):
+            raise TypeError(f"unsafe: expected for each image a sequence of Region; got {self.unsafe!r}")
         object.__setattr__(self, "images", tuple(self.images))
         object.__setattr__(self, "unsafe", tuple(map(tuple, self.unsafe)))
         if self.unsafe and len(self.unsafe) != len(self.images):
             raise ValueError(f"unsafe: expected an entry for each of {len(self.images)} images; got {len(self.unsafe)}")
+
+
+def _check_texts(request: Request) -> None:
+    for name in ("prompt", "prefix", "answer_start", "system"):
+        value = getattr(request, name)
+        if not isinstance(value, str) and (name, value) != ("system", None):
+            raise TypeError(f"{name}: expected a string; got {type(value).__name__}")
+
+
+def _is_sequence(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _are_regions(regions: object) -> bool:
+    return isinstance(regions, Sequence) and all(isinstance(region, Region) for region in regions)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,16 @@ IMAGE = Image.new("RGB", (2, 2))
         ({"prompt": "", "prefix": None}, TypeError, "prefix: expected a string; got NoneType"),
         ({"prompt": "", "answer_start": b"x"}, TypeError, "answer_start: expected a string; got bytes"),
         ({"prompt": "", "images": IMAGE}, TypeError, "images: expected a sequence of PIL images; got Image"),
+        ({"prompt": "", "images": "photo.jpg"}, TypeError, "images: expected a sequence of PIL images; got str"),
+        ({"prompt": "", "system": 5}, TypeError, "system: expected a string; got int"),
+        ({"prompt": None}, TypeError, "prompt: expected a string; got NoneType"),
+        (
+            {"prompt": "", "calibration": "gated:0.1"},
+            TypeError,
+            "calibration: expected an AttentionCalibration or None; got str",
+        ),
+        ({"prompt": "", "unsafe": 5}, TypeError, "unsafe: expected for each image a sequence of Region; got 5"),
+        ({"prompt": "", "images": [IMAGE], "unsafe": ((5,),)}, TypeError, "unsafe: expected for each image a sequence"),
         ({"prompt": "", "images": [IMAGE], "unsafe": ((), ())}, ValueError, "unsafe: expected an entry for each of 1 "),
     ],
 )
