@@ -25,7 +25,8 @@ struct Split {
   std::atomic<int64_t> left;
 };
 
-// Slots of one KV head of one item against some or all of its keys, which are part `part` of a split.
+// Slots of one KV head of one item against some or all of its keys, which are part `part` of a split. Larger cost goes
+// first.
 struct Piece {
   int64_t item, head, first, count;
   KeyRange range;
@@ -96,9 +97,10 @@ class Pieces {
     const AttentionTask& task = items_[item];
     const KeyRange sight = visible_part(task, task.sight(0, task.rows));
     const int64_t begin = sight.first / kPartKeys, end = (sight.end + kPartKeys - 1) / kPartKeys;
+    // The whole head's, so that its parts stay in order: each asks for the next one's keys ahead.
+    const int64_t cost = task.slots() * std::max<int64_t>(sight.end - sight.first, 0);
     if (end - begin <= 1) {
-      const int64_t keys = std::max<int64_t>(sight.end - sight.first, 0);
-      pieces_.push_back({item, head, 0, task.slots(), task.range, nullptr, 0, task.slots() * keys});
+      pieces_.push_back({item, head, 0, task.slots(), task.range, nullptr, 0, cost});
       return;
     }
     Split& split = splits_.emplace_back();
@@ -106,8 +108,7 @@ class Pieces {
     floats_ += split.parts * task.slots() * task.part_floats();
     for (int64_t i = begin; i < end; ++i) {
       const KeyRange range{i * kPartKeys, (i + 1) * kPartKeys};
-      const int64_t keys = std::min(range.end, sight.end) - std::max(range.first, sight.first);
-      pieces_.push_back({item, head, 0, task.slots(), range, &split, i - begin, task.slots() * keys});
+      pieces_.push_back({item, head, 0, task.slots(), range, &split, i - begin, cost});
     }
   }
 
