@@ -54,9 +54,9 @@ class SentenceSearch:
     of the sentence. The first term, which keeps the answer useful, counts from the second sentence on and only while no
     candidate has ended the answer.
 
-    A sentence is taken as text: the host generates `sentence_tokens` new tokens, and what comes after the sentence's
-    end is dropped. That costs a prefill for every sentence, and works with any host; a host's own stop strings would
-    save the dropped tokens.
+    A sentence is taken as text: the host generates `sentence_tokens` new tokens, fewer at the budget's end, and what
+    comes after the sentence's end is dropped. That costs a prefill for every sentence, and works with any host; a
+    host's own stop strings would save the dropped tokens.
 
     Source: Ding et al. 2025 (arXiv 2410.06625), sentence-level deep alignment, and its public code.
     """
@@ -68,20 +68,28 @@ class SentenceSearch:
     sampling: Mapping[str, Any]
 
     def run(self, host: Host, drafts: Sequence[Draft], max_new_tokens: int) -> None:
-        """Grow all drafts to their ends, or to about `max_new_tokens` new tokens; each step is one batch."""
-        while growing := [draft for draft in drafts if not draft.done]:
-            found = self._samples(host, growing)
-            for draft, pieces in zip(growing, found, strict=True):
-                if draft.fault is None:
-                    self._grow(draft, [self._candidate(host, draft, piece) for piece in pieces])
-                spent = max(len(draft.token_ids), draft.sentences)  # a sentence has a token, even if a host counts none
-                draft.done |= draft.fault is not None or spent >= max_new_tokens
+        """Grow all drafts to their ends, or to `max_new_tokens` new tokens.
 
-    def _samples(self, host: Host, drafts: Sequence[Draft]) -> list[list[Generation]]:
+        Each step is one batch, and one more for each length that the budget leaves to drafts near its end.
+        """
+        while growing := [draft for draft in drafts if not draft.done]:
+            lefts = [min(self.sentence_tokens, max_new_tokens - _spent(draft)) for draft in growing]
+            for limit in sorted(set(lefts)):
+                self._step(host, [draft for draft, left in zip(growing, lefts, strict=True) if left == limit], limit)
+            for draft in growing:
+                draft.done |= draft.fault is not None or _spent(draft) >= max_new_tokens
+
+    def _step(self, host: Host, drafts: Sequence[Draft], limit: int) -> None:
+        """Give each draft one more sentence of at most `limit` tokens."""
+        for draft, pieces in zip(drafts, self._samples(host, drafts, limit), strict=True):
+            if draft.fault is None:
+                self._grow(draft, [self._candidate(host, draft, piece, limit) for piece in pieces])
+
+    def _samples(self, host: Host, drafts: Sequence[Draft], limit: int) -> list[list[Generation]]:
         """`candidates` generations a draft; none, and a fault, for one that the host can't encode."""
         waiting = list(range(len(drafts)))
         found: list[list[Generation]] = [[] for _ in drafts]
-        options = {**self.sampling, "max_new_tokens": self.sentence_tokens, "num_return_sequences": self.candidates}
+        options = {**self.sampling, "max_new_tokens": limit, "num_return_sequences": self.candidates}
         while waiting:
             requests = [replace(drafts[index].request, answer_start=drafts[index].text) for index in waiting]
             try:
@@ -98,14 +106,14 @@ class SentenceSearch:
             break
         return found
 
-    def _candidate(self, host: Host, draft: Draft, piece: Generation) -> _Candidate:
+    def _candidate(self, host: Host, draft: Draft, piece: Generation, limit: int) -> _Candidate:
         if not piece.text.startswith(draft.text):
             raise RuntimeError(f"{host.name}: expected a text that begins with answer_start; got {piece.text[:80]!r}")
         new = piece.text[len(draft.text) :]
         match = _SENTENCE.match(new)
         sentence = match.group() if match else new
         share = math.ceil(len(piece.token_ids) * len(sentence) / max(1, len(new)))
-        stopped = len(piece.token_ids) < self.sentence_tokens
+        stopped = len(piece.token_ids) < limit
         return _Candidate(sentence, piece.token_ids[:share], stopped and not new[len(sentence) :].strip())
 
     def _grow(self, draft: Draft, candidates: Sequence[_Candidate]) -> None:
@@ -122,3 +130,8 @@ class SentenceSearch:
         best = max(range(len(texts)), key=lambda index: -math.inf if math.isnan(scores[index]) else scores[index])
         draft.text, draft.done = texts[best], candidates[best].ended or not candidates[best].text.strip()
         draft.token_ids += candidates[best].token_ids
+
+
+def _spent(draft: Draft) -> int:
+    """New tokens so far; a sentence has one, even if a host counts none."""
+    return max(len(draft.token_ids), draft.sentences)

@@ -101,7 +101,7 @@ def generate(host: Host, cases: Sequence[Case], generation: Mapping[str, Any]) -
     Raises:
         RuntimeError: the host gave another number of generations than it was asked for.
     """
-    count, started = sequences(generation), time.perf_counter()
+    started = time.perf_counter()
     waiting = list(ongoing(cases, "generate"))
     while waiting:
         try:
@@ -111,8 +111,7 @@ def generate(host: Host, cases: Sequence[Case], generation: Mapping[str, Any]) -
             case.reason = error.message
             case.note("generate", False, f"refused: {error.message}")
             continue
-        if len(found) != count * len(waiting):
-            raise RuntimeError(f"{host.name}: expected {count * len(waiting)} generations; got {len(found)}")
+        count = _count(host, found, len(waiting), generation)
         seconds = time.perf_counter() - started
         for index, case in enumerate(waiting):
             case.generations = list(found[index * count : (index + 1) * count])
@@ -121,14 +120,33 @@ def generate(host: Host, cases: Sequence[Case], generation: Mapping[str, Any]) -
 
 
 def answers(cases: Sequence[Case], generation: Mapping[str, Any], refusal: str = REFUSAL) -> list[Answer]:
-    """The answers of all cases, those of one request together."""
-    return [answer for case in cases for answer in case.answers(sequences(generation), refusal)]
+    """The answers of all cases, those of one request together; of one refused as many as of the others."""
+    count = max((len(case.generations) for case in cases), default=0) or sequences(generation) or 1
+    return [answer for case in cases for answer in case.answers(count, refusal)]
 
 
-def sequences(generation: Mapping[str, Any]) -> int:
-    """How many answers a request the host is asked for."""
+def sequences(generation: Mapping[str, Any]) -> int | None:
+    """How many answers a request the host is asked for; None leaves it to the model, which knows a number of its own.
+
+    Raises:
+        ValueError: a number that is none.
+    """
     configured = getattr(generation.get("generation_config"), "num_return_sequences", None)
-    return int(generation.get("num_return_sequences") or configured or 1)
+    count = generation.get("num_return_sequences")
+    count = configured if count is None else count
+    if count is not None and (not isinstance(count, int) or count < 1):
+        raise ValueError(f"num_return_sequences: expected a whole number >= 1; got {count!r}")
+    return count
+
+
+def _count(host: Host, found: Sequence[Generation], requests: int, generation: Mapping[str, Any]) -> int:
+    """Generations a request."""
+    asked = sequences(generation)
+    count = asked or max(1, len(found) // requests)
+    if len(found) != count * requests:
+        wanted = str(count * requests) if asked else f"a multiple of {requests}"
+        raise RuntimeError(f"{host.name}: expected {wanted} generations; got {len(found)}")
+    return count
 
 
 def _opened(item: object) -> tuple[Image.Image | Exception, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 from guardcore.defenses.best_of_n import Draft, SentenceSearch
-from guardcore.defenses.case import REFUSAL, Case, answers, generate, ongoing, open_cases, settle_unopened
+from guardcore.defenses.case import REFUSAL, Case, answers, generate, ongoing, open_cases, sequences, settle_unopened
 from guardcore.defenses.fingerprint import digest
 from guardcore.defenses.protocol import Answer, Generation, Host, Request
 from guardcore.defenses.scorers import Scorer
@@ -116,13 +116,15 @@ class ETA:
             ValueError: `num_return_sequences` other than 1, or a `streamer`: answers may still be replaced.
         """
         with streamed(generation):
-            for name in ("num_return_sequences", "streamer"):
-                if generation.get(name) not in (None, 1):
-                    told = f"expected none with ETA, which may replace an answer; got {generation[name]!r}"
-                    raise ValueError(f"{name}: {told}")
+            for name, asked in (
+                ("num_return_sequences", sequences(generation)),
+                ("streamer", generation.get("streamer")),
+            ):
+                if asked not in (None, 1):
+                    raise ValueError(f"{name}: expected none with ETA, which may replace an answer; got {asked!r}")
         cases = open_cases(requests)
         settle_unopened(cases, self.on_error)
-        generate(host, cases, generation)
+        generate(host, cases, {**generation, "num_return_sequences": 1})  # whatever the model's own number is
         unsafe = self._unsafe_answers(cases)
         drafts = self._unsafe_pictures(unsafe)
         self._align(host, drafts, generation)
@@ -173,7 +175,8 @@ class ETA:
 
     def _align(self, host: Host, drafts: Mapping[Case, Draft], generation: Mapping[str, Any]) -> None:
         started = time.perf_counter()
-        budget = generation.get("max_new_tokens") or self.max_new_tokens
+        configured = getattr(generation.get("generation_config"), "max_new_tokens", None)
+        budget = generation.get("max_new_tokens") or configured or self.max_new_tokens
         self.search.run(host, list(drafts.values()), budget)
         seconds = time.perf_counter() - started
         for case, draft in drafts.items():

@@ -9,11 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from guardcore.defenses.best_of_n import Draft, SentenceSearch
 from guardcore.defenses.eta import ETA
 from guardcore.defenses.protocol import Defense, Generation, Request, RequestError
-from guardcore.defenses.scorers import PhraseScorer, Scorer
-from guardcore.defenses.similarity import Similarity
+from guardcore.defenses.scorers import Scorer
 from guardcore.encoders.protocol import ImageEmbedding
 
 START = "As an AI assistant"
@@ -87,7 +85,7 @@ def test_a_safe_answer_is_final(fake_host):
     assert isinstance(scorer, Scorer)
     (answer,) = defense.answer(host, [Request("q", (angle(0),))], max_new_tokens=9)
     assert answer.text == "fine"
-    assert host.options == [{"max_new_tokens": 9}]
+    assert host.options == [{"max_new_tokens": 9, "num_return_sequences": 1}]
     assert stages(answer)["answer check"] == (True, "safe: table 0.07, safe above 0.06")
     assert stages(answer)["picture check"] == (False, "the answer is safe")
     assert scorer.calls == [(["q"], ["fine"])]
@@ -149,7 +147,8 @@ def test_sentences_are_cut_scored_and_chained(fake_host):
     assert answer.generation.text == answer.text
     assert [request[0].answer_start for request in host.asked] == ["", *pieces]
     sampled = {"do_sample": True, "top_k": 5, "temperature": 1.5, "max_new_tokens": 70, "num_return_sequences": 2}
-    assert host.options == [{"max_new_tokens": 500, "do_sample": False}, sampled, sampled, sampled]
+    first = {"max_new_tokens": 500, "do_sample": False, "num_return_sequences": 1}
+    assert host.options == [first, sampled, sampled, sampled]
     assert stages(answer)["align"] == (True, "best of 2 for each of 3 sentences")
     assert not answer.refused
 
@@ -204,14 +203,20 @@ def test_where_a_sentence_ends(piece, kept, fake_host):
 
 
 def test_the_budget_ends_what_the_model_does_not(fake_host):
-    class Endless(dict):
-        def __missing__(self, start):
-            return [" word" * 70] * 2
+    class Endless(fake_host):
+        """Says as many words as it may."""
 
-    host = fake_host(reply(Endless()))
+        def generate(self, requests, **options):
+            count = options["max_new_tokens"]
+            self.reply = lambda request, _: Generation(request.answer_start + " word" * count, tuple(range(count)))
+            return super().generate(requests, **options)
+
+    host = Endless()
     (answer,) = eta(TableScorer({})).answer(host, [Request("q", (angle(0),))], max_new_tokens=200)
-    assert len(host.asked) == 1 + 3  # 70, 140, 210 tokens
-    assert len(answer.generation.token_ids) == 210
+    assert [each["max_new_tokens"] for each in host.options] == [200, 70, 70, 60]
+    assert len(answer.generation.token_ids) == 200
+    (answer,) = eta(TableScorer({})).answer(Endless(), [Request("q", (angle(0),))], max_new_tokens=6)
+    assert answer.text == START + " word" * 6
     host = fake_host(lambda request, _: Generation(request.answer_start + " a.", ()))  # a host that counts nothing
     eta(TableScorer({}), max_new_tokens=4).answer(host, [Request("q", (angle(0),))])
     assert len(host.asked) <= 1 + 4
@@ -269,63 +274,25 @@ def test_a_draft_that_the_host_cannot_go_on_with_is_refused_alone(fake_host):
     assert answers[1].text == f"{START} No."
 
 
-def test_hosts_that_break_the_contract_are_caught(fake_host):
-    search = SentenceSearch(PhraseScorer(), 2, 1.0, 70, {})
-    draft = Draft(Request("q"), Similarity(AngleEncoder(), ()), START)
-    with pytest.raises(RuntimeError, match="fake: expected a text that begins with answer_start"):
-        search.run(fake_host(lambda *_: Generation("else")), [draft], 9)
-    host = fake_host()
-    host.generate = lambda *_, **__: []
-    with pytest.raises(RuntimeError, match="fake: expected 2 generations; got 0"):
-        search.run(host, [draft], 9)
-
-
 def test_nan_scores_never_win(fake_host):
     host = fake_host(reply({START: [(" Odd.", 2), (" Fine.", 2)]}))
     (answer,) = eta(TableScorer({"Odd.": math.nan, "Fine.": -3.0})).answer(host, [Request("q", (angle(0),))])
     assert answer.text == f"{START} Fine."
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"candidates": 0}, "candidates: expected a whole number >= 1; got 0"),
-        ({"sentence_tokens": 0}, "sentence_tokens: expected"),
-        ({"top_k": 1.5}, "top_k: expected a whole number >= 1; got 1.5"),
-        ({"temperature": 0.0}, "temperature: expected a finite number > 0"),
-        ({"alpha": math.nan}, "alpha: expected a finite number >= 0; got nan"),
-        ({"image_threshold": 16.0}, r"image_threshold: expected a cosine in \[-1, 1\]; got 16.0"),
-        ({"on_error": "x"}, "on_error: expected one of allow, review, block"),
-        ({"harm": "unreadable"}, "harm: the encoder can't read 'unreadable'"),
-    ],
-)
-def test_bad_settings_are_named(settings, words):
-    with pytest.raises(ValueError, match=words):
-        eta(PhraseScorer(), **settings)
+def test_drafts_near_the_end_of_the_budget_do_not_shorten_the_others(fake_host):
+    def said(request, _):
+        sentence = " Long." if request.prompt == "a" else " Short."
+        return Generation(request.answer_start + sentence, tuple(range(7 if request.prompt == "a" else 3)))
 
-
-@pytest.mark.parametrize("option", [{"num_return_sequences": 2}, {"streamer": object()}])
-def test_what_cannot_be_taken_back_is_refused(option, fake_host):
-    with pytest.raises(ValueError, match=f"{next(iter(option))}: expected none with ETA"):
-        eta(PhraseScorer()).answer(fake_host(), [Request("q")], **option)
-
-
-def test_fingerprints_change_with_every_setting():
-    changes = [
-        {}, {"harm": "harm at 1"}, {"image_threshold": 0.2}, {"answer_start": "No"}, {"candidates": 3}, {"top_k": 6},
-        {"temperature": 1.0}, {"alpha": 0.5}, {"sentence_tokens": 60}, {"max_new_tokens": 9}, {"on_error": "allow"},
-        {"refusal": "No."},
-    ]  # fmt: skip
-    prints = {eta(PhraseScorer(), **change).fingerprint for change in changes}
-    assert len(prints | {eta(PhraseScorer(["no"])).fingerprint}) == len(changes) + 1
-
-
-def test_the_built_in_encoder_reads_the_sentence_about_harm(detector, picture, fake_host):
-    host = fake_host(lambda request, _: Generation(request.answer_start + " I won't.", (1, 2)))
-    defense = ETA(detector.encoder, PhraseScorer(), image_threshold=-1.0)
-    (answer,) = defense.answer(host, [Request("q", (picture("weapons"),))])
-    assert answer.text == " I won't."
-    host = fake_host(lambda request, _: Generation(f"{request.answer_start} sure, a gun.", (1, 2)))
-    (answer,) = defense.answer(host, [Request("q", (picture("weapons"),))])
-    assert answer.text == f"{START} sure, a gun."
-    assert "unsafe: cosine" in stages(answer)["picture check"][1]
+    host = fake_host(said)
+    answers = eta(TableScorer({}), sentence_tokens=7).answer(
+        host, [Request("a", (angle(0),)), Request("b", (angle(0),))], max_new_tokens=10
+    )
+    steps = [
+        ("".join(request.prompt for request in asked), options["max_new_tokens"])
+        for asked, options in zip(host.asked[1:], host.options[1:], strict=True)
+    ]
+    assert steps[0] == ("ab", 7)
+    assert ("a", 3) in steps
+    assert all(len(answer.generation.token_ids) >= 3 for answer in answers)
