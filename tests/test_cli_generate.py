@@ -118,6 +118,13 @@ def test_a_prompt_from_standard_input(run):
     assert (empty.exit_code, empty.stderr) == (2, "guardcore: --prompt: expected a text; got none\n")
 
 
+def test_a_malformed_calibration_is_named(run, tmp_path):
+    (tmp_path / "a.json").write_text('{"heads": [1, 2]}')
+    result = run("--attention", tmp_path / "a.json")
+    assert result.exit_code == 2
+    assert "a.json: heads: expected heads by layer, or None for all; got [1, 2]" in result.stderr
+
+
 def test_heads_that_the_model_lacks_are_named(run, tmp_path):
     AttentionCalibration(layers=(2,), heads={2: (0, 4)}).save(tmp_path / "a.json")
     result = run("--attention", tmp_path / "a.json")
@@ -141,6 +148,8 @@ def test_a_picture_that_cannot_be_read_is_refused(run, tmp_path, defense):
     assert result.exit_code == 3
     assert f"{tmp_path / 'odd.jpg'}: truncated" in result.stderr
     assert "refused: image 0 could not be" in result.stderr
+    assert "ImageErrorKind" not in result.stderr
+    assert "truncated: truncated" not in result.stderr
     assert result.stdout == "I can't help with this request, because it could not be checked.\n"
 
 
@@ -167,6 +176,15 @@ def test_what_was_changed_about_a_picture_is_told(run, tmp_path):
         (["--attention", "missing.json"], "missing.json: No such file or directory"),
         (["-d", "eta", "--scorer", "nowhere"], "path: expected the folder of a checkpoint; got 'nowhere'"),
         (["-d", "prefix", "--prefix", ""], "text: expected a prefix; got none"),
+        (["-d", "none", "--gain", "2"], "--layers, --rule, --gain, --attention: expected with --defense guardalign"),
+        (["-d", "eta", "--prefix", "Be kind."], "--prefix: expected with --defense guardalign or prefix; got eta"),
+        (["-d", "none", "--encoder", "clip"], "--encoder: expected with --defense guardalign or eta; got none"),
+        (["-d", "prefix", "--policy", "demo"], "--policy, --calibration: expected with --defense guardalign; got"),
+        (["--scorer", "nowhere"], "--scorer: expected with --defense eta; got guardalign"),
+        (["--device", "nonsense"], "--device: expected one that is here, such as cpu; got 'nonsense'"),
+        (["--device", "cuda:99"], "--device: expected one that is here, such as cpu; got 'cuda:99'"),
+        (["--device", "meta"], "--device: expected one that is here, such as cpu; got 'meta'"),
+        (["--max-new-tokens", "100000000000"], "--max-new-tokens: expected below the model's "),
         (["-i", BENIGN, "--policy", "missing.yaml"], "missing.yaml: 1 mistake"),
         (["-i", BENIGN, "--encoder", "clip"], "spec: expected one of"),
     ],
@@ -196,7 +214,7 @@ def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
 
 def test_prompts_that_smuggle_pictures_in_are_refused(run):
     result = run(prompt="What is <image>?")
-    assert result.exit_code == 3
+    assert result.exit_code == 2
     assert "refused:" in result.stderr
 
 

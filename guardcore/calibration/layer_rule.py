@@ -85,11 +85,9 @@ def layer_rules(
     for index, calibration in enumerate(own):
         if calibration is None:
             continue
-        layers = calibration.layer_indices(depth)
-        for name, rule in calibration.rules.items():
-            if not rule.active:
-                continue
-            for layer in layers:
+        active = {name: rule for name, rule in calibration.rules.items() if rule.active}
+        for layer in calibration.layer_indices(depth):
+            for name, rule in active.items():
                 chosen = _chosen_heads(calibration, layer, heads)
                 table = tables.setdefault(layer, torch.zeros(len(own), heads, NUM_CLASSES, 3))
                 if rule.kind == "target_mass":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from guardcore.cli.exit import UsageError, as_usage, say
+from guardcore.cli.exit import USAGE, UsageError, as_usage, say
 from guardcore.cli.screen import Setup, build_detector, warn_uncalibrated
 from guardcore.images.opening import ImageError, open_image
 from guardcore.images.pillow_warnings import silence_decoders
@@ -89,14 +89,33 @@ class GenerateJob:
         if not (self.model / "config.json").is_file():
             raise UsageError(f"--model: expected the folder of a checkpoint; got {self.model} without config.json")
         silence_decoders()
+        self._check_options()
         with as_usage():
+            check_device(self.device)
             request = self._request()
             defense = self._defense()
         answer = self._answer(defense, request)
         self._print(answer)
+        if answer.reason is not None and answer.trace.stage("generate").reason == f"refused: {answer.reason}":
+            return USAGE  # the host can't encode it, such as a prompt with a special token
         if any(verdict.flagged for verdict in answer.verdicts):
             return 1
         return 3 if answer.refused or any(verdict.error is not None for verdict in answer.verdicts) else 0
+
+    def _check_options(self) -> None:
+        """Raise UsageError for an option that the defense would not look at."""
+        given = (
+            ("--layers, --rule, --gain, --attention", self.attention != AttentionOptions(), ("guardalign",)),
+            ("--policy, --calibration", self.setup != Setup(self.setup.encoder), ("guardalign",)),
+            ("--redact-style", self.style != "zero", ("guardalign",)),
+            ("--encoder", self.setup.encoder != "builtin", ("guardalign", "eta")),
+            ("--prefix", self.prefix is not None, ("guardalign", "prefix")),
+            ("--scorer", self.scorer != "phrases", ("eta",)),
+            ("--image-threshold", self.image_threshold != 0.16, ("eta",)),
+        )
+        for options, differs, defenses in given:
+            if differs and self.defense not in defenses:
+                raise UsageError(f"{options}: expected with --defense {' or '.join(defenses)}; got {self.defense}")
 
     def _request(self) -> Request:
         from guardcore.defenses.protocol import Request
@@ -157,7 +176,9 @@ class GenerateJob:
 
         with as_usage():
             model, processor = load_model(self.model, self.device, self.dtype)
-            check_fits(getattr(defense, "calibration", None), model.config.get_text_config())
+            config = model.config.get_text_config()
+            check_fits(getattr(defense, "calibration", None), config)
+            check_length(self.max_new_tokens, getattr(config, "max_position_embeddings", None))
         torch.manual_seed(self.seed)
         try:
             with attach(defense, model, processor) as guarded:
@@ -202,6 +223,23 @@ def load_model(folder: Path, device: str, dtype: str) -> tuple[Any, Any]:
     processor = AutoProcessor.from_pretrained(str(folder), **safe)
     model = AutoModelForImageTextToText.from_pretrained(str(folder), use_safetensors=True, dtype=precision, **safe)
     return model.to(device).eval(), processor
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError unless a model can run on the device of that name here."""
+    import torch
+
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # the latter: built without it
+        first = str(error).splitlines()[0]
+        raise ValueError(f"--device: expected one that is here, such as cpu; got {name!r} ({first})") from error
+
+
+def check_length(new_tokens: int, positions: int | None) -> None:
+    """Raise ValueError if that many new tokens leave no place for a prompt among the model's positions."""
+    if positions is not None and new_tokens >= positions:
+        raise ValueError(f"--max-new-tokens: expected below the model's {positions} positions; got {new_tokens}")
 
 
 def check_fits(calibration: AttentionCalibration | None, config: Any) -> None:

@@ -280,7 +280,9 @@ def _decoded(item: object) -> Image.Image | ScreenError:
     if isinstance(item, ScreenError):
         return item
     if isinstance(item, Exception):
-        return ScreenError(getattr(item, "kind", "unreadable"), str(item) or type(item).__name__)
+        kind = getattr(item, "kind", "unreadable")  # an ImageError has one, and a message that does not repeat it
+        message = getattr(item, "message", str(item)) or type(item).__name__
+        return ScreenError(getattr(kind, "value", kind), message)
     if not isinstance(item, Image.Image):
         return ScreenError("unreadable", f"expected a PIL image; got {type(item).__name__}")
     try:
