@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import replace
+from enum import Enum
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TypeVar, overload
@@ -280,9 +281,9 @@ def _decoded(item: object) -> Image.Image | ScreenError:
     if isinstance(item, ScreenError):
         return item
     if isinstance(item, Exception):
-        kind = getattr(item, "kind", "unreadable")  # an ImageError has one, and a message that does not repeat it
+        kind: Any = getattr(item, "kind", "unreadable")  # an ImageError has one, and a message that does not repeat it
         message = getattr(item, "message", str(item)) or type(item).__name__
-        return ScreenError(getattr(kind, "value", kind), message)
+        return ScreenError(kind.value if isinstance(kind, Enum) else kind, message)
     if not isinstance(item, Image.Image):
         return ScreenError("unreadable", f"expected a PIL image; got {type(item).__name__}")
     try:
