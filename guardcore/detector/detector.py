@@ -11,7 +11,7 @@ from dataclasses import replace
 from enum import Enum
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from PIL import Image
