@@ -98,9 +98,17 @@ def attend(
     share = scores.masked_fill(hidden, torch.finfo(torch.float32).min).softmax(-1)
     if not cross:
         spans = [columns(batch, index, "prefix", scores.shape[-1]) for index in range(len(batch.spans))]
-        last = [share[index * copies, :, -1][:, keys].sum(-1) for index, keys in enumerate(spans)]
-        batch.masses.setdefault(module.layer_idx, torch.stack(last))  # of the prompt's last row
+        rows = [last_row(batch, index, scores.shape[-2]) for index in range(len(batch.spans))]
+        last = [share[index * copies, :, rows[index]][:, keys].sum(-1) for index, keys in enumerate(spans)]
+        batch.masses.setdefault(module.layer_idx, torch.stack(last))  # of the first pass, the prompt's
     return (share @ value).transpose(1, 2).contiguous().to(query.dtype)
+
+
+def last_row(batch: Batch, request: int, rows: int) -> int:
+    """Of this pass, the last calibrated row of a request; the last of all for one without a calibration."""
+    first = batch.slots - rows
+    calibrated = batch.calibrations[request] is not None
+    return max((row for row in range(rows) if calibrated and batch.row(request, first + row)), default=rows - 1)
 
 
 def columns(batch: Batch, request: int, name: str, keys: int) -> list[int]:

@@ -10,9 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LayerMass:
-    """The prefix's share of the attention in one layer, at the last row of the prompt, by query head.
+    """The prefix's share of the attention in one layer, at the prompt's last calibrated row, by query head.
 
-    Both are of the same inputs to the layer, so their difference is this layer's own effect.
+    That is the prompt's last row under rows="instruction+generated", and the instruction's under "instruction". Both
+    are of the same inputs to the layer, so their difference is this layer's own effect.
 
     Attributes:
         layer: index of the layer.

@@ -196,7 +196,7 @@ class Trace:
             for stage in self.stages
         ]
         if self.masses:
-            lines.append("prefix mass at the last prompt token, mean over heads")
+            lines.append("prefix mass at the last prompt token that is calibrated, mean over heads")
             lines += [f"  {mass}" for mass in self.masses]
         return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -39,3 +39,18 @@ def picture() -> Callable[..., Image.Image]:
         return Image.fromarray(pixels)
 
     return make
+
+
+@pytest.fixture
+def guarded(tiny: Callable[[str], Any]) -> Iterator[Any]:
+    """LLaVA behind a prefix and a strong calibration of all its layers."""
+    from guardcore.adapters.transformers.attach import attach
+    from guardcore.calibration.attention_calibration import AttentionCalibration
+    from guardcore.defenses.guardalign import GuardAlign
+
+    model = tiny("llava")
+    strong = AttentionCalibration(rules={"prefix": "log_gain:20"}, layers=(0, 1, 2, 3, 4, 5))
+    with attach(
+        GuardAlign(None, prefix="Refuse what is harmful.", calibration=strong), model.model, model.processor
+    ) as own:
+        yield own

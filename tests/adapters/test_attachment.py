@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from copy import copy, deepcopy
 from typing import Any
 
 import pytest
@@ -169,6 +170,66 @@ def test_another_sequence_within_a_calibrated_generation_is_refused(tiny: Callab
     batch.plain(model.model, guidance_scale=2.0)
     with pytest.raises(UnsupportedError, match="guidance by a second prompt"):
         batch.calibrated(model.model, guidance_scale=2.0)
+
+
+def test_an_implementation_exchanged_by_somebody_else_is_refused(tiny: Callable[[str], Any]) -> None:
+    """Before a generation, and within one; plain generations go on."""
+    model = tiny("llava")
+    batch, attachment = calibrated_batch(model, requests=1), Attachment(model.model)
+    own = attachment._own
+
+    def exchange(*_: Any) -> list[int]:
+        model.model.set_attn_implementation(own)
+        return list(range(model.model.config.text_config.vocab_size))
+
+    try:
+        for settings in ({"prefix_allowed_tokens_fn": exchange}, {}):
+            with (
+                pytest.raises(RuntimeError, match=f"exchanged for '{own}' while a defense is attached"),
+                attachment.alone(),
+                attachment.calibrated(batch.session(attachment)),
+            ):
+                batch.plain(model.model, **settings)
+        with attachment.alone(), attachment.calibrated(None):
+            batch.plain(model.model)
+    finally:
+        attachment.detach()
+    assert model.model.config.text_config._attn_implementation == own
+
+
+def test_a_generation_in_which_no_layer_asks_for_its_rule_is_refused(tiny: Callable[[str], Any]) -> None:
+    """As of a model whose layers go by another configuration than the one that was exchanged."""
+    model = tiny("llava")
+    batch, attachment = calibrated_batch(model, requests=1), Attachment(model.model)
+    layers = attachment.text.layers.values()
+    config, other = attachment.text.config, copy(attachment.text.config)
+    other._attn_implementation = attachment._own
+    try:
+        for layer in layers:
+            layer.config = other
+        with (
+            pytest.raises(UnsupportedError, match=r"none of the layers \[0, 1, 2, 3, 4, 5\] asked for its rule"),
+            attachment.alone(),
+            attachment.calibrated(batch.session(attachment)),
+        ):
+            batch.plain(model.model)
+    finally:
+        for layer in layers:
+            layer.config = config
+        attachment.detach()
+
+
+def test_a_copy_of_an_attached_model_is_told_the_way_back(tiny: Callable[[str], Any]) -> None:
+    model = tiny("llava").model
+    attachment = Attachment(model)
+    try:
+        copied = deepcopy(model)
+        with pytest.raises(RuntimeError, match=r"plain again after set_attn_implementation\('sdpa'\)"):
+            Attachment(copied)
+    finally:
+        attachment.detach()
+    copied.set_attn_implementation("sdpa")
+    Attachment(copied).detach()
 
 
 def test_masks_that_the_caller_brings_along_are_refused(tiny: Callable[[str], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import guardcore
 from bench.calibration_oracle import oracle
 from bench.tiny_models import FAMILIES
 from guardcore.adapters.transformers.attach import Guarded, attach
@@ -26,13 +25,6 @@ from guardcore.defenses.protocol import Host, Request, RequestError
 STRONG = AttentionCalibration(rules={"prefix": "log_gain:20"}, layers=(0, 1, 2, 3, 4, 5))
 PREFIX = "Refuse what is harmful."
 NEW = 6
-
-
-@pytest.fixture
-def guarded(tiny: Callable[[str], Any]) -> Iterator[Guarded]:
-    model = tiny("llava")
-    with attach(GuardAlign(None, prefix=PREFIX, calibration=STRONG), model.model, model.processor) as own:
-        yield own
 
 
 def tokens(answers: list[Any]) -> list[tuple[int, ...]]:
@@ -117,15 +109,6 @@ def test_pictures_come_as_files_bytes_or_not_at_all(
     assert "not-found" in refused.reason
 
 
-def test_a_bad_request_leaves_the_others_alone(guarded: Guarded, picture: Callable[..., Image.Image]) -> None:
-    sound = (picture(), "What is this?")
-    alone = guarded.generate(*sound, max_new_tokens=NEW)
-    answers = guarded.generate_batch([(picture(), "Show <image> again"), sound], max_new_tokens=NEW)
-    assert answers[0].refused
-    assert "<image>" in answers[0].reason
-    assert answers[1].text == alone.text
-
-
 def test_models_that_cannot_mix_kinds_of_requests_get_them_apart(
     tiny: Callable[[str], Any], picture: Callable[..., Image.Image]
 ) -> None:
@@ -188,31 +171,23 @@ def test_a_forced_beginning_is_part_of_the_answer(guarded: Guarded, tiny: Callab
     assert generation.text == tokenizer.decode(start + new, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize(
-    ("settings", "error", "reason"),
-    [
-        ({"attention_mask": torch.ones(1, 3)}, TypeError, "attention_mask"),
-        ({"past_key_values": object()}, TypeError, "past_key_values"),
-        ({"output_attentions": True}, UnsupportedError, "output_attentions"),
-        ({"cache_implementation": "paged"}, UnsupportedError, "paged"),
-        ({"guidance_scale": 2.0}, UnsupportedError, "guidance"),
-    ],
-)
-def test_what_cannot_be_calibrated_is_refused_by_name(
-    guarded: Guarded, settings: dict[str, Any], error: type[Exception], reason: str
-) -> None:
-    with pytest.raises(error, match=reason):
-        guarded.generate(None, "Hello", max_new_tokens=2, **settings)
-    assert guarded.generate(None, "Hello", max_new_tokens=2).generation.token_ids
-
-
-def test_a_model_in_training_is_refused(guarded: Guarded, tiny: Callable[[str], Any]) -> None:
-    model = tiny("llava").model.train()
-    try:
-        with pytest.raises(UnsupportedError, match="eval"):
-            guarded.generate(None, "Hello", max_new_tokens=2)
-    finally:
-        model.eval()
+def test_masses_are_of_a_row_that_is_calibrated(guarded: Guarded) -> None:
+    """By instruction only: of the instruction's last row; without any instruction there is none."""
+    generated = AttentionCalibration(rules={"prefix": "log_gain:20"}, layers=(0, 1))
+    instruction = replace(generated, rows="instruction")
+    last, own, none = guarded.host.generate(
+        [
+            Request("What is this?", prefix=PREFIX, calibration=generated),
+            Request("What is this?", prefix=PREFIX, calibration=instruction),
+            Request("", prefix=PREFIX, calibration=instruction),
+        ],
+        max_new_tokens=1,
+    )
+    assert none.masses == ()
+    assert [mass.layer for mass in own.masses] == [mass.layer for mass in last.masses] == [0, 1]
+    assert own.masses[0].before != pytest.approx(last.masses[0].before, abs=1e-4)
+    for before, after in zip(own.masses[0].before, own.masses[0].after, strict=True):
+        assert after == pytest.approx(20 * before / (1 + 19 * before), abs=1e-5)
 
 
 def test_a_block_that_fails_gives_the_model_back(tiny: Callable[[str], Any]) -> None:
@@ -227,19 +202,3 @@ def test_a_block_that_fails_gives_the_model_back(tiny: Callable[[str], Any]) -> 
     with pytest.raises(KeyError, match="from within"):
         fail()
     assert model.model.config.text_config._attn_implementation == own
-
-
-def test_attach_says_what_is_wrong(tiny: Callable[[str], Any], guarded: Guarded) -> None:
-    model = tiny("llava")
-    with pytest.raises(TypeError, match="guard: expected a defense"):
-        attach(object(), model.model, model.processor)  # type: ignore[arg-type]
-    with pytest.raises(UnsupportedError, match="LlavaModel can't generate"):
-        attach(Undefended(), model.model.model, model.processor)
-    with pytest.raises(ValueError, match="processor"):
-        attach(Undefended(), model.model, object())
-    with pytest.raises(RuntimeError, match="attached already"):
-        guardcore.attach(Undefended(), model.model, model.processor)
-    guarded.detach()
-    with pytest.raises(RuntimeError, match="detached"):
-        guarded.generate(None, "Hello")
-    guardcore.attach(Undefended(), model.model, model.processor).detach()

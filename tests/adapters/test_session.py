@@ -28,18 +28,22 @@ def session(*calibrations: AttentionCalibration | None, padding: tuple[int, int]
 
 
 def see(own: Session, rows: int, keys: int, first: Any = 0, batch: int = 2, key_offset: int = 0) -> Any:
-    own.see({
+    own.see(arguments(rows, keys, first, batch, key_offset))
+    return own.current(rows, keys, None)
+
+
+def arguments(rows: int, keys: int, first: Any = 0, batch: int = 2, key_offset: int = 0) -> dict[str, Any]:
+    return {
         "batch_size": batch, "q_length": rows, "kv_length": keys, "q_offset": first, "kv_offset": key_offset,
         "mask_function": causal_mask_function, "attention_mask": None,
-    })  # fmt: skip
-    return own.current(rows, keys, None)
+    }  # fmt: skip
 
 
 def test_prompts_are_laid_out_behind_their_padding_without_the_sink() -> None:
     now = see(session(GATED, QUIET), 8, 8)
     assert now.key_class.tolist() == [[0, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 3]]
     assert now.row_mask.int().tolist() == [[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1, 0]]
-    assert now.prompt_row == 7
+    assert now.measured.tolist() == [7, 6]  # QUIET calibrates the instruction only
 
 
 def test_generated_slots_have_no_class_and_the_rows_that_were_asked_for() -> None:
@@ -48,7 +52,7 @@ def test_generated_slots_have_no_class_and_the_rows_that_were_asked_for() -> Non
     now = see(own, 2, 10, first=8)
     assert now.key_class[:, 8:].count_nonzero() == 0
     assert now.row_mask.tolist() == [[True, True], [False, False]]
-    assert now.prompt_row is None
+    assert now.measured is None
 
 
 @pytest.mark.parametrize("first", [5, torch.tensor(5)])
@@ -57,7 +61,8 @@ def test_a_chunk_of_a_window_sees_its_own_slots(first: Any) -> None:
     now = see(own, 3, 6, first=first, key_offset=2)
     assert now.key_class.tolist() == [[1, 0, 0, 0, 0, 0], [0] * 6]
     assert now.row_mask.tolist() == [[True, True, True], [False, False, False]]
-    assert now.prompt_row == 2
+    assert now.measured.tolist()[0] == 2
+    assert now.measured[1] < 0
 
 
 def test_requests_are_repeated_in_place_for_beams() -> None:
@@ -74,6 +79,35 @@ def test_requests_are_repeated_in_place_for_beams() -> None:
 def test_only_layers_with_a_rule_that_acts_are_there() -> None:
     assert set(session(GATED, QUIET).layers) == {0, 1}
     assert set(session(AttentionCalibration(rules={"prefix": "gated:0"}, layers=(0,)), None).layers) == set()
+
+
+def test_a_chunk_measures_only_the_rows_that_it_has() -> None:
+    """The prompt's last chunk begins behind the instruction of the second request, and no row of its is calibrated."""
+    own = session(GATED, QUIET)
+    assert see(own, 7, 7).measured is None
+    now = see(own, 1, 8, first=7)
+    assert now.measured.tolist() == [0, -1]
+    for layer in (0, 1):
+        own.record(layer, torch.full((2, 2), 0.25), torch.full((2, 2), 0.5), now.measured)
+    first, second = own.masses()
+    assert [(mass.layer, mass.after) for mass in first] == [(0, (0.5, 0.5))]
+    assert second == ()
+
+
+@pytest.mark.parametrize("rows", [7, 8, 10])
+def test_a_second_sequence_is_refused_whatever_its_length(rows: int) -> None:
+    """As long as the prompt, or longer, it looks like the prompt itself but for what came before."""
+    own = session(GATED, None)
+    see(own, 8, 8)
+    with pytest.raises(UnsupportedError, match="a second prompt"):
+        see(own, rows, rows)
+
+
+def test_without_a_cache_every_pass_is_one_token_longer_and_has_masks_of_one_length() -> None:
+    own = session(GATED, None)
+    for rows in (8, 9, 10):
+        own.see(arguments(rows, rows))
+        assert see(own, rows, rows).row_mask.shape == (2, rows)
 
 
 def test_refuses_what_is_not_its_batch() -> None:

@@ -138,6 +138,29 @@ def test_layers_and_heads_that_the_model_lacks_are_named(tiny: Callable[[str], A
         attachment.detach()
 
 
+@pytest.mark.parametrize(
+    ("span", "layers", "missing"),
+    [
+        ("prefix", (1, 4), "self-attention"),
+        ("instruction", (1, 4), "self-attention"),
+        ("unsafe", (4,), "self-attention"),
+        ("image", (0, 2, 3, 5), "cross-attention"),
+        ("image", (0.3, 0.45), "cross-attention"),  # a band: layer 2
+    ],
+)
+def test_every_rule_needs_a_layer_whose_keys_it_is_for(
+    tiny: Callable[[str], Any], span: str, layers: tuple[Any, ...], missing: str
+) -> None:
+    """Llama 3.2 Vision attends to pictures in layers 1 and 4 only, and to text in the others only."""
+    text = find_text_model(tiny("mllama").model)
+    calibration = AttentionCalibration(rules={span: "log_gain:5"}, layers=layers)
+    with pytest.raises(UnsupportedError, match=f"a rule for {span} needs a {missing} layer; none of the layers"):
+        text.check([None, calibration])
+    text.check([AttentionCalibration(rules={span: "log_gain:5"}, layers=(3, 4)), None])
+    text.check([AttentionCalibration(rules={span: "log_gain:1"}, layers=layers)])  # changes nothing
+    find_text_model(tiny("llava").model).check([calibration])
+
+
 def test_finds_the_text_side_of_a_pure_language_model() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

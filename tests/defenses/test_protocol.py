@@ -50,7 +50,7 @@ def test_traces_print_a_line_a_stage_and_find_them_by_name():
     assert str(trace).splitlines() == [
         "screen    done     0.250 s  fine",
         "generate  -        0.000 s  off",
-        "prefix mass at the last prompt token, mean over heads",
+        "prefix mass at the last prompt token that is calibrated, mean over heads",
         "  layer 2: 0.1000 -> 0.2000",
     ]
     assert trace.stage("generate").reason == "off"

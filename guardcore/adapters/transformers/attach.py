@@ -62,8 +62,11 @@ class Guarded:
 
         Returns:
             an answer a request, in order; with num_return_sequences = n, n of them a request, those of one together.
+
+        Raises:
+            TypeError: something else among the requests; also as `generate`.
         """
-        batch = [each if isinstance(each, Request) else _request(*each) for each in requests]
+        batch = [_asked(index, each) for index, each in enumerate(requests)]
         return self.guard.answer(self.host, batch, **generation) if batch else []
 
     def detach(self) -> None:
@@ -105,13 +108,27 @@ def attach(guard: Defense, model: Any, processor: Any, *, trace: bool = True) ->
         UnsupportedError: the model can't be calibrated, and why.
         RuntimeError: the model has a defense already.
     """
-    if not isinstance(guard, Defense):
-        raise TypeError(f"guard: expected a defense such as guardcore.GuardAlign; got {type(guard).__name__}")
+    if isinstance(guard, type) or not isinstance(guard, Defense):
+        got = f"the class {guard.__name__}" if isinstance(guard, type) else type(guard).__name__
+        raise TypeError(f"guard: expected a defense such as guardcore.GuardAlign(detector); got {got}")
     if not callable(getattr(model, "generate", None)):
         raise UnsupportedError(f"{type(model).__name__} can't generate")
+    if not getattr(getattr(model, "config", None), "sub_configs", True):
+        raise UnsupportedError(f"{type(model).__name__} is no vision-language model: it has a text part only")
     check_processor(processor)
     attachment = Attachment(model)
     return Guarded(guard, TransformersHost(model, processor, attachment, trace=trace), attachment)
+
+
+def _asked(index: int, item: Any) -> Request:
+    """A request of a batch; a pair is one too."""
+    if isinstance(item, Request):
+        return item
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise TypeError(
+            f"requests: expected Request objects or pairs (images, prompt); got {type(item).__name__} at {index}"
+        )
+    return _request(*item)
 
 
 def _request(images: Picture | Sequence[Picture] | None, prompt: str) -> Request:

@@ -48,7 +48,10 @@ class Attachment:
         self.text = find_text_model(model)
         own = self._own = self.text.config._attn_implementation
         if str(own).startswith(_NAME):
-            raise RuntimeError(f"{type(model).__name__} is attached already, as {own}: detach it first")
+            raise RuntimeError(
+                f"{type(model).__name__} is attached already, as {own}: detach it first; a copy of an attached model, "
+                f"or one that was never detached, is plain again after set_attn_implementation({_original(own)!r})"
+            )
         if own not in ALL_MASK_ATTENTION_FUNCTIONS or (own != "eager" and own not in ALL_ATTENTION_FUNCTIONS):
             raise UnsupportedError(
                 f"its attention implementation {own!r} has no function and mask of its own to fall back on"
@@ -74,6 +77,10 @@ class Attachment:
     def attached(self) -> bool:
         """Whether `detach` is still to be called."""
         return self._model is not None
+
+    def check(self, calibration: AttentionCalibration | None) -> None:
+        """Raise as `TextModel.check` does, for one calibration."""
+        self.text.check([calibration])
 
     def session(
         self,
@@ -102,12 +109,23 @@ class Attachment:
 
     @contextmanager
     def calibrated(self, session: Session | None) -> Iterator[None]:
-        """Within the block, and in this thread only, the model's text attention follows the session; None is plain."""
+        """Within the block, and in this thread only, the model's text attention follows the session; None is plain.
+
+        Raises:
+            RuntimeError: somebody else exchanged the model's attention implementation, before or within the block.
+            UnsupportedError: the block is over, and no layer asked for its rule.
+        """
+        self._check_own(session)
         token = self._running.set(session)
         try:
             yield
         finally:
             self._running.reset(token)
+        self._check_own(session)
+        if session is not None and session.layers and not session.reached:
+            raise UnsupportedError(
+                f"none of the layers {sorted(session.layers)} asked for its rule: what was generated is not calibrated"
+            )
 
     def detach(self) -> None:
         """Give the model its own implementation back and forget the functions; a second time does nothing."""
@@ -122,6 +140,14 @@ class Attachment:
             AttentionInterface._global_mapping.pop(self.name, None)
             AttentionMaskInterface._global_mapping.pop(self.name, None)
             self._model = None
+
+    def _check_own(self, session: Session | None) -> None:
+        now = self.text.config._attn_implementation
+        if session is not None and now != self.name:
+            raise RuntimeError(
+                f"the model's attention implementation was exchanged for {now!r} while a defense is attached, so that "
+                "nothing would be calibrated: detach, choose the implementation, attach again"
+            )
 
     @contextmanager
     def _entered(self, what: str) -> Iterator[None]:
@@ -145,3 +171,8 @@ class Attachment:
             raise UnsupportedError(
                 f"{type(self._model).__name__} did not take the implementation {implementation!r}: {got!r}"
             )
+
+
+def _original(name: str) -> str:
+    """The implementation that an attachment's name was made for."""
+    return name.split("_", 2)[-1]

@@ -75,9 +75,9 @@ def _calibrated(
     # Without a mask the original attends by this flag alone; a mask has it in itself.
     flag = options.get("is_causal")
     is_causal = attention_mask is not None or bool(getattr(module, "is_causal", True) if flag is None else flag)
-    if session.traces and now.prompt_row is not None:
-        masses = _masses(session, rule, now, now.prompt_row, query, key, value, scale=scale, softcap=softcap)
-        session.record(module.layer_idx, *masses)
+    if session.traces and now.measured is not None:
+        masses = _masses(session, rule, now, query, key, value, scale=scale, softcap=softcap)
+        session.record(module.layer_idx, *masses, now.measured)
     attended = _attend(rule, now, query, key, value, is_causal=is_causal, scale=scale, softcap=softcap)
     return attended.output.transpose(1, 2)
 
@@ -93,16 +93,19 @@ def _attend(
 
 
 def _masses(
-    session: Session, rule: LayerRule, now: Pass, row: int, query: Tensor, key: Tensor, value: Tensor, **options: Any
+    session: Session, rule: LayerRule, now: Pass, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """Share of the prefix in a row's attention without and with the rule: [requests, Hq] each."""
-    query, key, value = (session.one_of_each(each) for each in (query[:, :, row : row + 1], key, value))
+    """Share of the prefix in the attention of a calibrated row [requests] without and with the rule: [requests, Hq]."""
+    query, key, value = (session.one_of_each(each) for each in (query, key, value))
+    assert now.measured is not None
+    rows = now.measured.clamp(min=0)
+    query = query.gather(2, rows[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3]))
     key_class, sees = session.one_of_each(now.key_class), now.sees
     key_mask = None if sees.key_mask is None else session.one_of_each(sees.key_mask)
     first = sees.query_start
     if first is None:
         first = torch.full((sees.batch,), sees.keys - sees.rows, dtype=torch.int64, device=query.device)
-    start = session.one_of_each(first) + row
+    start = session.one_of_each(first) + rows
     own = LayerRule(session.one_of_each(rule.rule), None if rule.target is None else session.one_of_each(rule.target))
     shares = []
     for each in (LayerRule(torch.zeros_like(own.rule), None), own):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from guardcore.adapters.transformers.attachment import Attachment
@@ -25,6 +27,18 @@ if TYPE_CHECKING:
 # Arguments of `generate` that the host makes itself, or that would bring along a cache of other calibrations.
 _OWN = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "pixel_values")
 _TAIL = 8  # prompt tokens that an answer's first token is decoded after
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # those of `guardcore.ops.calibrated_attention`
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Requests that are generated together, ready for the model."""
+
+    indices: Sequence[int]
+    requests: Sequence[Request]
+    encoded: Encoded
+    session: Session | None
+    seconds: float
 
 
 class TransformersHost:
@@ -53,18 +67,21 @@ class TransformersHost:
         """Answer a batch, each request under its calibration: see `guardcore.defenses.protocol.Host`.
 
         Raises:
-            RequestError: one request can't be encoded.
+            RequestError: one request can't be encoded, or its calibration names layers or heads the model lacks.
             TypeError: an argument of `generation` that the host makes itself.
             UnsupportedError: a calibration, or a way to generate, that this model can't follow.
-            RuntimeError: a generation of this host is running in this thread, or the model was detached.
+            RuntimeError: a generation of this host is running in this thread, the model was detached, or somebody else
+                exchanged its attention implementation.
         """
         _check(generation, self._model)
         found: dict[int, list[Generation]] = {}
         with self._attachment.alone():
-            for group in groups(self._processor, requests):
-                answers = self._answered([requests[index] for index in group], group, generation)
-                count = len(answers) // len(group)
-                found |= {index: answers[at * count : (at + 1) * count] for at, index in enumerate(group)}
+            # All are encoded before any is generated, so that a bad request does not cost the others' generation.
+            batches = [self._prepared(requests, group, generation) for group in groups(self._processor, requests)]
+            for batch in batches:
+                answers = self._answered(batch, generation)
+                count = len(answers) // len(batch.indices)
+                found |= {index: answers[at * count : (at + 1) * count] for at, index in enumerate(batch.indices)}
         return [each for index in sorted(found) for each in found[index]]
 
     def screen(self, detector: Detector, images: Sequence[Image.Image | Exception]) -> list[Verdict]:
@@ -93,9 +110,11 @@ class TransformersHost:
             self._shares[id(detector)] = (detector, *share(self._model, self._processor, detector))
         return self._shares[id(detector)][1:]
 
-    def _answered(self, requests: list[Request], indices: list[int], generation: Mapping[str, Any]) -> list[Generation]:
+    def _prepared(self, everything: Sequence[Request], indices: list[int], generation: Mapping[str, Any]) -> _Batch:
         started = time.perf_counter()
-        tower = self._screened
+        requests, tower = [everything[index] for index in indices], self._screened
+        for index in indices:
+            self._check_calibration(index, everything[index])
         try:
             encoded = encode(
                 self._processor,
@@ -107,17 +126,29 @@ class TransformersHost:
         except RequestError as error:
             raise RequestError(indices[error.index], error.message) from error
         session = self._session(requests, encoded)
-        ready = time.perf_counter()
+        if session is not None:
+            _check_guidance(generation, self._model)
+        return _Batch(indices, requests, encoded, session, time.perf_counter() - started)
+
+    def _check_calibration(self, index: int, request: Request) -> None:
+        try:
+            self._attachment.check(request.calibration)
+        except ValueError as error:
+            raise RequestError(index, f"its calibration does not fit the model: {error}") from error
+
+    def _answered(self, batch: _Batch, generation: Mapping[str, Any]) -> list[Generation]:
+        started = time.perf_counter()
+        encoded, session, tower = batch.encoded, batch.session, self._screened
         with nullcontext() if tower is None else tower.memo(), self._attachment.calibrated(session):
             output = self._model.generate(**encoded.inputs, **generation)
         tokens: Tensor = output if isinstance(output, Tensor) else output.sequences
-        seconds = {"encode": ready - started, "generate": time.perf_counter() - ready}
+        seconds = {"encode": batch.seconds, "generate": time.perf_counter() - started}
         prompt = encoded.inputs["input_ids"].shape[1]
-        copies = len(tokens) // len(requests)
-        masses = [()] * len(requests) if session is None else session.masses()
+        copies = len(tokens) // len(batch.requests)
+        masses = [()] * len(batch.requests) if session is None else session.masses()
         answers = []
         for row, new in enumerate(tokens[:, prompt:].tolist()):
-            request = requests[row // copies]
+            request = batch.requests[row // copies]
             new = self._without_padding(new, generation)
             text = self._text(request, tokens[row, max(0, prompt - _TAIL) : prompt].tolist(), new)
             answers.append(
@@ -132,6 +163,8 @@ class TransformersHost:
             return None
         if self._model.training:
             raise UnsupportedError("the model is in training mode: call its eval() first")
+        if self._model.dtype not in _DTYPES:
+            raise UnsupportedError(f"expected a model in float32, bfloat16 or float16; got {self._model.dtype}")
         session = self._attachment.session(
             encoded.spans, encoded.padding, calibrations, device=self._model.device, trace=self._trace
         )
@@ -178,3 +211,10 @@ def _check(generation: Mapping[str, Any], model: Any) -> None:
         raise UnsupportedError("output_attentions: calibrated layers hold no map of their attention; see answer.trace")
     if _setting("cache_implementation", generation, model) == "paged":
         raise UnsupportedError("cache_implementation='paged': transformers batches continuously by kernels of its own")
+
+
+def _check_guidance(generation: Mapping[str, Any], model: Any) -> None:
+    """Guidance runs a second prompt through the layers, whose slots mean something else."""
+    for name, fine in (("guidance_scale", (None, 1)), ("negative_prompt_ids", (None,))):
+        if _setting(name, generation, model) not in fine:
+            raise UnsupportedError(f"{name}: guidance by a second prompt can't be calibrated")

@@ -81,8 +81,7 @@ def encode(
     images = ImageTokens(processor, inputs, requests, image_token_id)
 
     def spans(index: int, request: Request) -> TokenSpans:
-        found = images.spans(index, request, ids[index])
-        return token_spans(processor, renderings[index], ids[index], *found)
+        return token_spans(processor, renderings[index], ids[index], *images.spans(index, request, ids[index]))
 
     found = tuple(_each(requests, spans))
     return Encoded(inputs.to(device) if dtype is None else inputs.to(device, dtype), found, tuple(padding))

@@ -25,13 +25,14 @@ class Pass:
         sees: sizes, causality, padding, window.
         key_class: [B, K] uint8.
         row_mask: [B, Q] bool, calibrated rows.
-        prompt_row: the row that ends the prompt, None if it is in another pass.
+        measured: [requests] int64, the row of each request whose attention to the prefix is recorded: the prompt's
+            last calibrated one, negative if it is none of this pass. None unless the prompt ends in this pass.
     """
 
     sees: Visibility
     key_class: Tensor
     row_mask: Tensor
-    prompt_row: int | None
+    measured: Tensor | None
 
 
 class Session:
@@ -79,23 +80,23 @@ class Session:
         self._spans, self._calibrations, self._model = tuple(spans), tuple(calibrations), model
         self._read, self._trace = read, trace
         self._classes, self._rows = _laid_out(spans, padding, calibrations, self.prompt, device)
+        self._last = _last_rows(self._rows, self.prompt)
         self._rules = layer_rules(calibrations, depth=model.depth, heads=model.heads, scale=model.scale, device=device)
-        self._image_classes = torch.tensor(
-            [int(TokenClass.IMAGE) * (each is not None and TokenClass.IMAGE in each.classes) for each in calibrations],
-            dtype=torch.uint8,
-            device=device,
-        )
-        self._copies = 1
+        self._image_classes = _classes_of_pictures(calibrations, device)
+        self._copies, self._slots, self._decoded = 1, 0, 0
         self._passes: list[Pass] = []  # no dictionary: sizes of compiled programs have no hash
-        self._used = False
-        self._slots = 0
-        self._decoded = 0
-        self._masses: dict[int, tuple[Tensor, Tensor]] = {}
+        self._used = self._reached = False
+        self._masses: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @property
     def layers(self) -> Mapping[int, LayerRule]:
         """The layers with a rule that changes anything."""
         return self._rules
+
+    @property
+    def reached(self) -> bool:
+        """Whether a layer has attended under its rule."""
+        return self._reached
 
     def expand(self, batch: int) -> None:
         """Repeat every request so that there are `batch` items; called by itself at the first batch of that size."""
@@ -125,7 +126,8 @@ class Session:
         # Slots after the prompt are all alike, and stand in the last column.
         slots = torch.arange(sees.rows, device=self._rows.device) + sees.row_offset
         row_mask = self._rows.index_select(1, slots.clamp(max=self.prompt))
-        self._passes.append(Pass(sees, key_class, row_mask, prompt_row))
+        measured = None if prompt_row is None else self._last - (self.prompt - 1 - prompt_row)
+        self._passes.append(Pass(sees, key_class, row_mask, measured))
 
     def current(self, rows: int, keys: int, window: int | None) -> Pass:
         """The mask of the layer that attends with so many rows to so many keys, in a window or not.
@@ -133,7 +135,7 @@ class Session:
         Raises:
             UnsupportedError: there is none, or none that can be expressed.
         """
-        self._used = True
+        self._used = self._reached = True
         fits = [each for each in self._passes if each.sees.rows == rows and each.sees.keys == keys]
         if len({each.sees.window for each in fits}) > 1:
             fits = [each for each in fits if each.sees.window == window]
@@ -150,6 +152,7 @@ class Session:
 
     def image_class(self, keys: int) -> Tensor:
         """The classes [B, K] of keys that are all of pictures, as in cross-attention."""
+        self._reached = True
         return self._image_classes[:, None].expand(-1, keys).contiguous()
 
     def current_rows(self, rows: int) -> Tensor | None:
@@ -166,21 +169,21 @@ class Session:
         """The first copy of each request among items [B, ...]; shared items [1, ...] stay."""
         return items if items.shape[0] == 1 else items[:: self._copies]
 
-    def record(self, layer: int, before: Tensor, after: Tensor) -> None:
-        """Keep the masses [requests, Hq] of a layer."""
-        self._masses[layer] = (before, after)
+    def record(self, layer: int, before: Tensor, after: Tensor, measured: Tensor) -> None:
+        """Keep the masses [requests, Hq] of a layer, and at which rows [requests] they are, negative for none."""
+        self._masses[layer] = (before, after, measured)
 
     def masses(self) -> list[tuple[LayerMass, ...]]:
-        """What was recorded, by request; nothing for requests without calibration or without a prefix."""
+        """What was recorded, by request; nothing for requests without calibration, prefix or calibrated row."""
         found: list[tuple[LayerMass, ...]] = []
-        layers = {layer: (before.tolist(), after.tolist()) for layer, (before, after) in sorted(self._masses.items())}
+        layers = {layer: [each.tolist() for each in own] for layer, own in sorted(self._masses.items())}
         for index, (calibration, spans) in enumerate(zip(self._calibrations, self._spans, strict=True)):
             own = () if calibration is None or not spans.prefix else calibration.layer_indices(self._model.depth)
             found.append(
                 tuple(
                     LayerMass(layer, tuple(before[index]), tuple(after[index]))
-                    for layer, (before, after) in layers.items()
-                    if layer in own
+                    for layer, (before, after, measured) in layers.items()
+                    if layer in own and measured[index] >= 0
                 )
             )
         return found
@@ -198,7 +201,8 @@ class Session:
             if sees.rows == 1 or torch.compiler.is_compiling():
                 return None  # decoding: to read the device would hold up every step
             first = int(first)
-        if first == 0 and self._slots and not self._slots <= sees.rows <= self._slots + 1:
+        # Without a cache each pass is the sequence so far and one token more; masks of one pass have the same rows.
+        if first == 0 and self._slots and sees.rows != self._slots + (0 if self._passes else 1):
             raise UnsupportedError(
                 f"a pass of {sees.rows} tokens from the start of a sequence after {self._slots} tokens of this one: "
                 "guidance by a second prompt can't be calibrated"
@@ -225,6 +229,18 @@ def _laid_out(
             rows[index, left:prompt] = own.rows(calibration.rows)
             rows[index, prompt] = calibration.rows == "instruction+generated"
     return classes.to(device), rows.to(device)
+
+
+def _last_rows(rows: Tensor, prompt: int) -> Tensor:
+    """Slot of each prompt's last calibrated row, -1 for none: [B] int64 of rows[B, prompt + 1]."""
+    slots = torch.arange(prompt, device=rows.device)
+    return torch.where(rows[:, :prompt], slots, -1).amax(1)
+
+
+def _classes_of_pictures(calibrations: Sequence[AttentionCalibration | None], device: torch.device) -> Tensor:
+    """[B] uint8, IMAGE for requests with a rule for pictures."""
+    ruled = [each is not None and TokenClass.IMAGE in each.classes for each in calibrations]
+    return torch.tensor(ruled, device=device).to(torch.uint8) * int(TokenClass.IMAGE)
 
 
 def _expanded(rule: LayerRule, copies: int) -> LayerRule:

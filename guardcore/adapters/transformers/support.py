@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from guardcore.calibration.attention_calibration import AttentionCalibration
+from guardcore.calibration.layer_rule import layer_rules
+from guardcore.calibration.spans import TokenClass
 
 
 class UnsupportedError(NotImplementedError):
@@ -40,22 +42,15 @@ class TextModel:
     problems: Mapping[int, str]
 
     def check(self, calibrations: Iterable[AttentionCalibration | None]) -> None:
-        """Raise UnsupportedError unless every calibration finds a layer that it can act in, and none that it can't.
+        """Raise UnsupportedError unless every rule finds a layer that it can act in, and none that it can't.
 
-        Raise ValueError if one names layers that the model does not have.
+        Raise ValueError if a calibration names layers or heads that the model does not have.
         """
         for calibration in calibrations:
-            if calibration is None:
-                continue
-            wanted = calibration.layer_indices(self.depth)
-            named = not any(isinstance(layer, float) for layer in calibration.layers)
-            for layer in wanted:
-                if layer in self.problems or (named and layer not in self.layers):
-                    raise UnsupportedError(f"layer {layer} can't be calibrated: {self._problem(layer)}")
-            if wanted and not set(wanted) & set(self.layers):
-                raise UnsupportedError(
-                    f"none of the layers {list(wanted)} can be calibrated: {self._problem(wanted[0])}"
-                )
+            if calibration is not None:
+                layer_rules([calibration], depth=self.depth, heads=self.heads, scale=self.scale)
+                self._check_layers(calibration)
+                self._check_rules(calibration)
 
     def eager_attention(self) -> Callable[..., Any]:
         """The function behind "eager", which every modeling file has for itself; raise UnsupportedError without one."""
@@ -67,6 +62,28 @@ class TextModel:
                 "its layers have no eager attention in common; load it with attn_implementation='sdpa'"
             )
         return function
+
+    def _check_layers(self, calibration: AttentionCalibration) -> None:
+        wanted = calibration.layer_indices(self.depth)
+        named = not any(isinstance(layer, float) for layer in calibration.layers)
+        for layer in wanted:
+            if layer in self.problems or (named and layer not in self.layers):
+                raise UnsupportedError(f"layer {layer} can't be calibrated: {self._problem(layer)}")
+        if wanted and not set(wanted) & set(self.layers):
+            raise UnsupportedError(f"none of the layers {list(wanted)} can be calibrated: {self._problem(wanted[0])}")
+
+    def _check_rules(self, calibration: AttentionCalibration) -> None:
+        """Keys of pictures are in cross-attention layers where the model has such, all others among the text's."""
+        wanted = calibration.layer_indices(self.depth)
+        crossing = {layer for layer, module in self.layers.items() if is_cross_attention(module)}
+        for kind in sorted(calibration.classes):
+            across = kind is TokenClass.IMAGE and bool(crossing)
+            heard_in = crossing if across else set(self.layers) - crossing
+            if not heard_in & set(wanted):
+                raise UnsupportedError(
+                    f"a rule for {kind.name.lower()} needs a {'cross' if across else 'self'}-attention layer; "
+                    f"none of the layers {list(wanted)} is one"
+                )
 
     def _problem(self, layer: int) -> str:
         return self.problems.get(layer, "it does not attend through transformers' attention interface")
