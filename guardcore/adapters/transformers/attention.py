@@ -101,7 +101,9 @@ def _masses(
     rows = now.measured.clamp(min=0)
     query = query.gather(2, rows[:, None, None, None].expand(-1, query.shape[1], 1, query.shape[3]))
     key_class, sees = session.one_of_each(now.key_class), now.sees
-    key_mask = None if sees.key_mask is None else session.one_of_each(sees.key_mask)
+    key_mask, key_group = (
+        None if each is None else session.one_of_each(each) for each in (sees.key_mask, sees.key_group)
+    )
     first = sees.query_start
     if first is None:
         first = torch.full((sees.batch,), sees.keys - sees.rows, dtype=torch.int64, device=query.device)
@@ -110,7 +112,7 @@ def _masses(
     shares = []
     for each in (LayerRule(torch.zeros_like(own.rule), None), own):
         attended = each.attend(
-            query, key, value, key_class, None, key_mask,
+            query, key, value, key_class, None, key_mask, key_group,
             is_causal=True, query_start=start, window=sees.window, return_mass=True, **options,
         )  # fmt: skip
         assert attended.mass is not None
