@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guardcore.ops.checks import check_device, has_tangent, readable
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of queries, keys and values
 _INDEX_DTYPES = (torch.int32, torch.int64)
 _MOST_CLASSES = 256  # of a uint8
 
@@ -58,15 +58,16 @@ def check_attention_values(key_class: Tensor, rule: Tensor) -> None:
 
     Class 0 has no rule, so that its row may hold anything; additive may be -inf.
     """
-    if readable(key_class) and readable(rule):
-        G = rule.shape[-2]
-        bad = key_class >= G if G < _MOST_CLASSES else key_class.new_zeros((), dtype=torch.bool)
+    G = rule.shape[-2]
+    if readable(key_class) and readable(rule) and G < _MOST_CLASSES:
+        bad = key_class >= G
         if bool(bad.any()):
             at = bad.nonzero()[0].tolist()
             raise ValueError(
                 f"key_class must be below the {G} classes of rule, got {int(key_class[tuple(at)])} at {at}"
             )
-    if readable(rule):
+    # Every layer and token comes by here. A finite sum has finite terms; one that is not says nothing yet.
+    if readable(rule) and not math.isfinite(rule[..., 1:, :].sum()):
         fine = rule.isfinite()
         fine[..., 2] |= rule[..., 2] == -math.inf
         fine[..., 0, :] = True
@@ -126,7 +127,7 @@ def check_tensor(
 def check_query(query: Tensor, layout: str) -> None:
     """Raise unless query is dense, has the layout ("B, Hq, Q, D"), a dtype that the kernels know and a width."""
     check_layout("query", query, layout)
-    if query.dtype not in _DTYPES:
+    if query.dtype not in DTYPES:
         raise TypeError(f"query must be float32, bfloat16 or float16, got {query.dtype}")
     if query.shape[-1] == 0:
         raise ValueError(f"query must have a width D >= 1, got {list(query.shape)}")

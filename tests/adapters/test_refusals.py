@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,6 +108,16 @@ def test_a_calibration_for_another_model_is_refused_alone(
     assert re.search(reason, answers[1].reason)
     sound = guarded.generate_batch([(None, "Hello"), (None, "Good day")], max_new_tokens=NEW)
     assert tokens([answers[0], answers[2]]) == tokens(sound)
+
+
+def test_a_request_of_the_wrong_type_ends_its_stream(guarded: Guarded) -> None:
+    """Whoever reads the stream would wait forever for an answer that nobody started."""
+    ends: list[bool] = []
+    streamer = SimpleNamespace(put=lambda _: None, end=lambda: ends.append(True))
+    with pytest.raises(TypeError):
+        guarded.generate_batch(["hello"], streamer=streamer)  # type: ignore[list-item]
+    guarded.generate(None, "Hello", max_new_tokens=1, streamer=streamer)
+    assert ends == [True, True]
 
 
 @pytest.mark.parametrize("wrong", ["hello", "ab", (None,), (None, "a", "b"), 5, None])

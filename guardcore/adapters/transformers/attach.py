@@ -12,6 +12,7 @@ from guardcore.adapters.transformers.host import TransformersHost
 from guardcore.adapters.transformers.prompt import check_processor
 from guardcore.adapters.transformers.support import UnsupportedError
 from guardcore.defenses.protocol import Answer, Defense, Request
+from guardcore.defenses.streaming import streamed
 from guardcore.images.opening import ImageError, open_image
 
 if TYPE_CHECKING:
@@ -66,8 +67,9 @@ class Guarded:
         Raises:
             TypeError: something else among the requests; also as `generate`.
         """
-        batch = [_asked(index, each) for index, each in enumerate(requests)]
-        return self.guard.answer(self.host, batch, **generation) if batch else []
+        with streamed(generation) as options:
+            batch = [_asked(index, each) for index, each in enumerate(requests)]
+            return self.guard.answer(self.host, batch, **options) if batch else []
 
     def detach(self) -> None:
         """Give the model its own attention back; a second time does nothing.

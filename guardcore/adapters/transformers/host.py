@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from guardcore.adapters.transformers.attachment import Attachment
@@ -17,6 +16,7 @@ from guardcore.adapters.transformers.session import Session
 from guardcore.adapters.transformers.support import UnsupportedError
 from guardcore.adapters.transformers.tower import SharedTower, share
 from guardcore.defenses.protocol import Generation, Request, RequestError
+from guardcore.ops.attention_checks import DTYPES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 # Arguments of `generate` that the host makes itself, or that would bring along a cache of other calibrations.
 _OWN = ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "pixel_values")
 _TAIL = 8  # prompt tokens that an answer's first token is decoded after
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # those of `guardcore.ops.calibrated_attention`
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +162,7 @@ class TransformersHost:
             return None
         if self._model.training:
             raise UnsupportedError("the model is in training mode: call its eval() first")
-        if self._model.dtype not in _DTYPES:
+        if self._model.dtype not in DTYPES:
             raise UnsupportedError(f"expected a model in float32, bfloat16 or float16; got {self._model.dtype}")
         session = self._attachment.session(
             encoded.spans, encoded.padding, calibrations, device=self._model.device, trace=self._trace
